@@ -1,0 +1,352 @@
+"""What is quantized and how, as plain data: specs (wishes), parameters (results) and the plan (everything together).
+
+`QuantSpec` says which grid a tensor should get, `QParams` is the grid it got, `QuantPlan` is the complete decision for
+a graph and the only thing that passes between calibration, rounding, allocation and legalizing. All round-trip
+through JSON. No torch here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+
+Role = Literal["weight", "activation"]
+Mode = Literal["static", "dynamic", "float"]
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor: `(...) -> scale ()`."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale per index of `axis`: `(O, I) -> scale (O,)` for axis 0."""
+
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale per run of `size` consecutive values of the flattened row: `(O, I) -> scale (O, I / size)`."""
+
+    size: int = 32
+
+
+Granularity = Union[PerTensor, PerChannel, PerGroup]
+
+
+def granularity_to_dict(granularity: Granularity) -> dict[str, Any]:
+    """JSON form of a granularity."""
+    return {"kind": type(granularity).__name__, **asdict(granularity)}
+
+
+def granularity_from_dict(data: Mapping[str, Any]) -> Granularity:
+    """Inverse of `granularity_to_dict`."""
+    kinds: dict[str, type[PerTensor] | type[PerChannel] | type[PerGroup]] = {
+        "PerTensor": PerTensor,
+        "PerChannel": PerChannel,
+        "PerGroup": PerGroup,
+    }
+    values = dict(data)
+    kind = values.pop("kind", None)
+    if kind not in kinds:
+        raise UsageError(f"unknown granularity {kind!r}", code="EQ-U003", hint=f"known: {', '.join(kinds)}")
+    return kinds[kind](**values)
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """The grid a tensor should get.
+
+    Args:
+        bits: Width of a code, 2 to 16.
+        symmetric: Zero point fixed at 0.
+        granularity: Which values share a scale.
+        observer: How the range is chosen: `minmax`, `percentile:P` with P in (0.5, 1], or `mse`.
+        narrow: Leave the lowest code unused (`-127..127` for 8 bit), as integer kernels require of weights.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    granularity: Granularity = field(default_factory=PerTensor)
+    observer: str = "minmax"
+    narrow: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 16:
+            raise UsageError(f"bits must be 2 to 16, not {self.bits}", code="EQ-U003")
+        if isinstance(self.granularity, PerGroup) and self.granularity.size < 1:
+            raise UsageError(f"group size must be positive, not {self.granularity.size}", code="EQ-U003")
+
+    @property
+    def qmin(self) -> int:
+        """Lowest code (codes are signed)."""
+        return -(2 ** (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def qmax(self) -> int:
+        """Highest code."""
+        return 2 ** (self.bits - 1) - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "bits": self.bits,
+            "symmetric": self.symmetric,
+            "granularity": granularity_to_dict(self.granularity),
+            "observer": self.observer,
+            "narrow": self.narrow,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
+        """Inverse of `to_dict`."""
+        return cls(**{**data, "granularity": granularity_from_dict(data["granularity"])})
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """The uniform grid a tensor got: `real = scale * (code - zero_point)`.
+
+    Args:
+        spec: The grid's shape (bits, symmetry, granularity).
+        scale: Positive float32; shape `()`, `(channels,)` or `(rows, groups)` by granularity.
+        zero_point: int32 of the same shape, within the codes.
+    """
+
+    spec: QuantSpec
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", np.asarray(self.scale, dtype=np.float32))
+        object.__setattr__(self, "zero_point", np.asarray(self.zero_point, dtype=np.int32))
+        if self.scale.shape != self.zero_point.shape:
+            message = f"scale {self.scale.shape} and zero point {self.zero_point.shape} differ in shape"
+            raise UsageError(message, code="EQ-U003")
+        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise UsageError("scales must be positive and finite", code="EQ-U003")
+        if ((self.zero_point < self.spec.qmin) | (self.zero_point > self.spec.qmax)).any():
+            raise UsageError("a zero point lies outside the codes", code="EQ-U003")
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, QParams)
+            and self.spec == other.spec
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.spec, self.scale.tobytes(), self.zero_point.tobytes()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; float32 values survive the decimal round trip."""
+        return {
+            "spec": self.spec.to_dict(),
+            "scale": self.scale.astype(float).tolist(),
+            "zero_point": self.zero_point.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QParams:
+        """Inverse of `to_dict`."""
+        return cls(QuantSpec.from_dict(data["spec"]), np.asarray(data["scale"]), np.asarray(data["zero_point"]))
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor's grid.
+
+    Args:
+        name: Graph tensor: the FX node that produces it (activation) or the attribute path (weight).
+        role: `weight` or `activation`.
+        qparams: The grid.
+        provenance: Where the grid comes from, for people ("percentile:0.9999 over 96 samples", "fixed by SOFTMAX").
+        rounding: How weights were rounded onto the grid; empty for activations.
+        codes_sha256: Hash of the integer codes (weights only), so that an artifact can be proven to hold them.
+    """
+
+    name: str
+    role: Role
+    qparams: QParams
+    provenance: str
+    rounding: str = ""
+    codes_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class OpPlan:
+    """How one operation runs.
+
+    Args:
+        name: FX node name.
+        op: Operation in plain words (`linear`, `conv2d`, `matmul`, ...).
+        mode: `static` (calibrated integers), `dynamic` (activations quantized at run time) or `float`.
+        reason: Why it stays float; empty otherwise.
+    """
+
+    name: str
+    op: str
+    mode: Mode
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """The complete quantization decision for one graph.
+
+    Args:
+        scheme: `dynamic`, `static` or `integer`.
+        tensors: Grids by tensor name.
+        ops: Modes by operation name, in execution order.
+    """
+
+    scheme: str
+    tensors: Mapping[str, TensorPlan]
+    ops: Mapping[str, OpPlan]
+
+    def weights(self) -> list[TensorPlan]:
+        """The quantized weights, in order."""
+        return [t for t in self.tensors.values() if t.role == "weight"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, schema `edgeq.plan/1`."""
+        return {
+            "schema": "edgeq.plan/1",
+            "scheme": self.scheme,
+            "tensors": [{**_shallow(t), "qparams": t.qparams.to_dict()} for t in self.tensors.values()],
+            "ops": [_shallow(o) for o in self.ops.values()],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QuantPlan:
+        """Inverse of `to_dict`."""
+        if data.get("schema") != "edgeq.plan/1":
+            raise UsageError(f"not a plan: schema {data.get('schema')!r}", code="EQ-U003")
+        tensors = [TensorPlan(**{**t, "qparams": QParams.from_dict(t["qparams"])}) for t in data["tensors"]]
+        ops = [OpPlan(**o) for o in data["ops"]]
+        return cls(data["scheme"], {t.name: t for t in tensors}, {o.name: o for o in ops})
+
+
+def _shallow(value: TensorPlan | OpPlan) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class QuantRule:
+    """One line of a `QuantConfig`: what matches gets these settings; None leaves a setting as it was.
+
+    Args:
+        name: Glob over operation names (`blocks_0_*`).
+        op: Glob over operation kinds (`linear`, `conv2d`, `*`).
+        mode: `static`, `dynamic` or `float`.
+        weight: Spec of the weights.
+        activation: Spec of the activations.
+    """
+
+    name: str = "*"
+    op: str = "*"
+    mode: Mode | None = None
+    weight: QuantSpec | None = None
+    activation: QuantSpec | None = None
+
+
+@dataclass(frozen=True)
+class OpConfig:
+    """What a `QuantConfig` decides for one operation."""
+
+    mode: Mode
+    weight: QuantSpec
+    activation: QuantSpec
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """Ordered rules; later rules win.
+
+    Args:
+        base: Settings where no rule speaks.
+        rules: Exceptions, in order.
+    """
+
+    base: OpConfig
+    rules: tuple[QuantRule, ...] = ()
+
+    def resolve(self, name: str, op: str) -> OpConfig:
+        """Settings of the operation `name` of kind `op`."""
+        result = self.base
+        for rule in self.rules:
+            if fnmatch.fnmatchcase(name, rule.name) and fnmatch.fnmatchcase(op, rule.op):
+                changes = {k: v for k in ("mode", "weight", "activation") if (v := getattr(rule, k)) is not None}
+                result = replace(result, **changes)
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, schema `edgeq.quant/1`."""
+
+        def spec(value: QuantSpec | None) -> dict[str, Any] | None:
+            return None if value is None else value.to_dict()
+
+        def entry(value: OpConfig | QuantRule) -> dict[str, Any]:
+            return {"mode": value.mode, "weight": spec(value.weight), "activation": spec(value.activation)}
+
+        return {
+            "schema": "edgeq.quant/1",
+            "base": entry(self.base),
+            "rules": [{"name": r.name, "op": r.op, **entry(r)} for r in self.rules],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QuantConfig:
+        """Inverse of `to_dict`."""
+
+        def specs(entry: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: QuantSpec.from_dict(v) if isinstance(v, Mapping) else v for k, v in entry.items()}
+
+        return cls(OpConfig(**specs(data["base"])), tuple(QuantRule(**specs(r)) for r in data["rules"]))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the network's input; stored in the manifest and repeated bit for bit by `run.py`.
+
+    Args:
+        height: Input height in pixels.
+        width: Input width in pixels.
+        mean: Per-channel mean, subtracted after scaling RGB to [0, 1].
+        std: Per-channel divisor.
+        resize: `crop` (shorter side to `1/crop_fraction` of the input, then centre crop) or `squash`.
+        crop_fraction: Share of the resized image that the centre crop keeps, in (0, 1].
+        interpolation: `bilinear` or `bicubic`, both antialiased as in Pillow.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize: Literal["crop", "squash"] = "crop"
+    crop_fraction: float = 0.875
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1 or not 0 < self.crop_fraction <= 1 or min(self.std) <= 0:
+            raise UsageError(f"impossible preprocessing: {self}", code="EQ-U003")
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+
+
+def codes_hash(codes: NDArray[np.integer[Any]]) -> str:
+    """SHA-256 over shape and int32 values of a weight's integer codes; the storage width does not matter."""
+    digest = hashlib.sha256(str(codes.shape).encode())
+    digest.update(np.ascontiguousarray(codes, dtype="<i4").tobytes())
+    return digest.hexdigest()
