@@ -1,0 +1,205 @@
+"""One way of quantizing the model: built, read back, run by its runtime and timed against float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from edgeq.devices.litert import LiteRtModel
+from edgeq.devices.timing import PairedLatency, Runs, paired_latency
+from edgeq.exporters.base import Exporter, ReadBack
+from edgeq.graph.layers import LayerFidelity, layer_fidelity
+from edgeq.graph.legalize import Legalized, legalize
+from edgeq.graph.placement import Placement, place
+from edgeq.metrics import Summary, sqnr_db, summarize
+from edgeq.quant.statistics import TensorStatistics
+from edgeq.spec import QuantConfig
+
+Arrays = tuple[NDArray[np.float32], ...]
+
+SIMULATED = 4  # samples on which the simulation is run beside the artifact
+RANKED = 5  # layers named in evidence and messages
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A built artifact and everything measured on it.
+
+    Args:
+        scheme: Its name.
+        path: The model file.
+        legalized: Plan, emission and simulation.
+        read_back: What the file contains.
+        fidelity: SQNR in dB of every output over the held-out samples, by output name.
+        simulated_db: Median SQNR that the simulation predicts on the first samples.
+        latency: Paired with the float file, or None when not timed.
+        partitions: Delegate partitions that the runtime cut the graph into.
+        layers: Quantized operations, the largest own error first.
+        rejected: Why it cannot ship; empty when it can.
+    """
+
+    scheme: str
+    path: Path
+    legalized: Legalized
+    read_back: ReadBack
+    fidelity: dict[str, Summary] = field(default_factory=dict)
+    simulated_db: float | None = None
+    latency: PairedLatency | None = None
+    partitions: int = 0
+    layers: Sequence[LayerFidelity] = ()
+    rejected: tuple[str, ...] = ()
+
+    @property
+    def worst_output(self) -> Summary:
+        """Fidelity of the output with the lowest median."""
+        return min(self.fidelity.values(), key=lambda s: s.median)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form for `evidence.json`."""
+        return {
+            "scheme": self.scheme,
+            "bytes": self.path.stat().st_size,
+            "rejected": list(self.rejected),
+            "fidelity_sqnr_db": {k: v.to_dict() for k, v in self.fidelity.items()},
+            "simulated_sqnr_db": self.simulated_db,
+            "latency": None if self.latency is None else self.latency.to_dict(),
+            "partitions": self.partitions,
+            "file": self.read_back.to_dict(),
+            "float_ops": _float_ops(self.legalized),
+            "layers": [
+                {"name": r.name, "op": r.op, "mode": r.mode, "own_db": r.own_db, "total_db": r.total_db}
+                for r in self.layers
+            ],
+        }
+
+
+def _float_ops(legalized: Legalized) -> list[dict[str, Any]]:
+    """Operations that stay float, grouped by kind and reason."""
+    groups: dict[tuple[str, str], int] = {}
+    for op in legalized.plan.ops.values():
+        if op.mode == "float":
+            groups[op.op, op.reason] = groups.get((op.op, op.reason), 0) + 1
+    return [{"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(groups.items())]
+
+
+def place_scheme(
+    graph: fx.GraphModule, exporter: Exporter, scheme: str, observer: str
+) -> tuple[QuantConfig, Placement]:
+    """The placement of a scheme on an exporter's runtime."""
+    config = exporter.config(scheme, observer)
+    return config, place(graph, config, exporter.rules)
+
+
+def build(
+    graph: fx.GraphModule,
+    exporter: Exporter,
+    scheme: str,
+    observer: str,
+    statistics: dict[str, TensorStatistics],
+    folder: Path,
+) -> Candidate:
+    """Legalize, emit and read back one candidate in `folder`."""
+    config, placement = place_scheme(graph, exporter, scheme, observer)
+    legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / exporter.file_name
+    exporter.emit(legalized.emission, example_of(graph), legalized.plan, path)
+    read_back = exporter.read_back(path, legalized)
+    rejected = []
+    if read_back.missing:
+        rejected.append(f"{len(read_back.missing)} planned weights are not in the file: {read_back.missing[0]}, ...")
+    if read_back.extra:
+        rejected.append(f"{len(read_back.extra)} integer weights in the file nobody planned: {read_back.extra[0]}, ...")
+    if not legalized.plan.weights():
+        rejected.append("no layer of this model has a weight that could be quantized")
+    return Candidate(scheme, path, legalized, read_back, rejected=tuple(rejected))
+
+
+def example_of(graph: fx.GraphModule) -> tuple[torch.Tensor, ...]:
+    """Zero inputs of the shapes that `graph` was captured with."""
+    return tuple(torch.zeros(n.meta["val"].shape) for n in graph.graph.nodes if n.op == "placeholder")
+
+
+def measure_fidelity(
+    candidate: Candidate,
+    graph: fx.GraphModule,
+    names: Sequence[str],
+    inputs: Sequence[Arrays],
+    reference: Sequence[Arrays],
+    threads: int,
+) -> Candidate:
+    """Run the file on held-out inputs and compare with float; rank its layers on the first of them.
+
+    Args:
+        candidate: Built, not rejected.
+        graph: The float graph.
+        names: Output names.
+        inputs: Held-out network inputs.
+        reference: Float outputs for them.
+        threads: Threads of the runtime.
+    """
+    model = LiteRtModel(candidate.path, threads=threads)
+    outputs = [model.run(*sample) for sample in inputs]
+    fidelity = {
+        name: summarize([sqnr_db(r[i], o[i]) for r, o in zip(reference, outputs)]) for i, name in enumerate(names)
+    }
+    few = [tuple(torch.from_numpy(a) for a in sample) for sample in inputs[:SIMULATED]]
+    with torch.no_grad():
+        simulated = [candidate.legalized.simulation(*sample) for sample in few]
+    predicted = summarize([min(sqnr_db(r, s.numpy()) for r, s in zip(ref, sim)) for ref, sim in zip(reference, simulated)])
+    layers = layer_fidelity(graph, candidate.legalized, few[:2])
+    return replace(
+        candidate,
+        fidelity=fidelity,
+        simulated_db=predicted.median,
+        partitions=model.delegated[0],
+        layers=layers,
+    )
+
+
+def measure_latency(
+    candidate: Candidate, float_path: Path, sample: Arrays, threads: int, runs: Runs, seconds: float
+) -> Candidate:
+    """Time the candidate against the float file, alternating in this process."""
+    quick, slow = LiteRtModel(candidate.path, threads=threads), LiteRtModel(float_path, threads=threads)
+    slow.prepare(*sample)
+    quick.prepare(*sample)
+    latency = paired_latency(slow.invoke, quick.invoke, runs=runs, max_seconds=seconds)
+    return replace(candidate, latency=latency)
+
+
+def judge(candidate: Candidate, min_sqnr_db: float) -> Candidate:
+    """Add the reasons why a measured candidate cannot ship, naming the operations responsible.
+
+    Args:
+        candidate: Measured.
+        min_sqnr_db: Floor of the median SQNR of its worst output.
+    """
+    rejected = list(candidate.rejected)
+    worst = candidate.worst_output
+    if not worst.median >= min_sqnr_db:
+        names = ", ".join(f"{r.name} ({r.own_db:.1f} dB)" for r in candidate.layers[:3])
+        rejected.append(
+            f"median SQNR {worst.median:.1f} dB is below the floor of {min_sqnr_db:g} dB; largest own errors: {names}"
+        )
+    latency = candidate.latency
+    if latency is not None and latency.ratio >= 1:
+        counts = {k: v for k, v in candidate.read_back.census().items() if k.split()[0] in ("QUANTIZE", "DEQUANTIZE")}
+        steps = sum(counts.values())
+        rejected.append(
+            f"slower than float: {latency.ratio:.2f} x its time; {steps} conversions between integers and float in "
+            f"{candidate.partitions} delegate partitions; float: {_slow_ops(candidate)}"
+        )
+    return replace(candidate, rejected=tuple(rejected))
+
+
+def _slow_ops(candidate: Candidate) -> str:
+    groups = sorted(_float_ops(candidate.legalized), key=lambda g: -int(g["count"]))
+    return ", ".join(f"{g['count']} {g['op']}" for g in groups[:4]) or "none"

@@ -1,0 +1,247 @@
+"""From statistics to the plan and to the graph that ships.
+
+`legalize` gives every tensor of a `Placement` its grid, rounds the weights, and returns three things that agree with
+each other: the plan, the graph for the converter (weights lying on their grid, quantize/dequantize pairs around
+integer operations) and the simulation of what the runtime will do, on which fidelity is measured before an artifact
+exists.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers torch.ops.quantized_decomposed)
+
+from edgeq.errors import InternalError
+from edgeq.graph.kinds import op_kind
+from edgeq.graph.placement import BackendRules, Placement, data_operands
+from edgeq.graph.rewrite import fetch
+from edgeq.quant.ranges import choose_range
+from edgeq.quant.statistics import TensorStatistics
+from edgeq.quant.uniform import dequantize, qparams_from_range
+from edgeq.quant.weights import round_weights, weight_qparams
+from edgeq.spec import PerChannel, QParams, QuantConfig, QuantPlan, QuantSpec, TensorPlan, codes_hash
+
+_SCALAR_KINDS = frozenset({"add", "sub", "mul"})
+_Q_TENSOR = torch.ops.quantized_decomposed.quantize_per_tensor.default
+_DQ_TENSOR = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+_Q_CHANNEL = torch.ops.quantized_decomposed.quantize_per_channel.default
+_DQ_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
+
+
+@dataclass(frozen=True)
+class Legalized:
+    """A quantized graph, ready to emit.
+
+    Args:
+        plan: The decisions.
+        emission: Graph for the converter.
+        simulation: Graph that computes what the runtime will compute, up to rounding flips.
+    """
+
+    plan: QuantPlan
+    emission: fx.GraphModule
+    simulation: fx.GraphModule
+
+
+def legalize(
+    graph: fx.GraphModule,
+    placement: Placement,
+    config: QuantConfig,
+    rules: BackendRules,
+    statistics: Mapping[str, TensorStatistics],
+    scheme: str,
+) -> Legalized:
+    """Give every tensor of `placement` its grid and write the grids into copies of `graph`.
+
+    Args:
+        graph: Canonical float graph; not changed.
+        placement: Result of `place` for the same graph, config and rules.
+        config: Specs of weights.
+        rules: The backend.
+        statistics: Observed values of every tensor in `placement.specs`; may be empty when there is none.
+        scheme: Name recorded in the plan.
+    """
+    emission = copy.deepcopy(graph)
+    tensors = _activation_grids(placement, statistics, rules)
+    tensors.update(_round_weights(emission, placement, config, rules))
+    plan = QuantPlan(scheme, tensors, placement.ops)
+    _insert_activation_grids(emission, placement, plan)
+    _insert_weight_grids(emission, placement, plan)
+    emission.graph.lint()
+    emission.recompile()
+    simulation = emission
+    if any(op.mode == "dynamic" for op in plan.ops.values()):
+        simulation = copy.deepcopy(emission)
+        _insert_dynamic(simulation, placement)
+        simulation.recompile()
+    return Legalized(plan, emission, simulation)
+
+
+def _activation_grids(
+    placement: Placement, statistics: Mapping[str, TensorStatistics], rules: BackendRules
+) -> dict[str, TensorPlan]:
+    """One grid per group; the group's range covers the chosen range of every member."""
+    ranges: dict[str, list[tuple[float, float]]] = {}
+    for name, spec in placement.specs.items():
+        if name not in statistics:
+            raise InternalError(f"no statistics for {name}", code="EQ-Z002", place=name)
+        ranges.setdefault(placement.groups[name], []).append(choose_range(statistics[name], spec))
+    plans = {}
+    for name, spec in placement.specs.items():
+        root = placement.groups[name]
+        if root in placement.fixed:
+            scale, zero_point = placement.fixed[root]
+            qparams = QParams(spec, np.float32(scale), np.int32(zero_point))
+            provenance = f"fixed by {rules.name}"
+        else:
+            low, high = min(r[0] for r in ranges[root]), max(r[1] for r in ranges[root])
+            qparams = qparams_from_range(np.float64(low), np.float64(high), spec)
+            provenance = f"{spec.observer} over {statistics[name].count} values"
+            if len(ranges[root]) > 1:
+                provenance += f", shared with {len(ranges[root]) - 1} tensors"
+        plans[name] = TensorPlan(name, "activation", qparams, provenance)
+    return plans
+
+
+def _round_weights(
+    graph: fx.GraphModule, placement: Placement, config: QuantConfig, rules: BackendRules
+) -> dict[str, TensorPlan]:
+    """Move the weights of `graph` onto their grids, in place."""
+    plans: dict[str, TensorPlan] = {}
+    for name, attribute in placement.weights.items():
+        if attribute in plans:
+            continue
+        kind = placement.ops[name].op
+        spec = config.resolve(name, kind).weight
+        if isinstance(spec.granularity, PerChannel):
+            spec = replace(spec, granularity=PerChannel(rules.weighted[kind]))
+        weight = fetch(graph, attribute)
+        qparams = weight_qparams(weight, spec)
+        codes = round_weights(weight, qparams)
+        with torch.no_grad():
+            weight.copy_(dequantize(codes, qparams).reshape(weight.shape))
+        plans[attribute] = TensorPlan(
+            attribute, "weight", qparams, f"{spec.observer}", "nearest", codes_hash(codes.numpy())
+        )
+    return plans
+
+
+def _insert_activation_grids(graph: fx.GraphModule, placement: Placement, plan: QuantPlan) -> None:
+    """Quantize/dequantize behind each planned tensor: for every reader if an integer kernel produces it, else only
+    for integer readers."""
+    for node in list(graph.graph.nodes):
+        static = node.name in plan.ops and plan.ops[node.name].mode == "static"
+        if static and op_kind(node) in _SCALAR_KINDS:
+            _materialize_scalar(graph, node)
+    integer_readers: dict[str, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        op = plan.ops.get(node.name)
+        if (op is not None and op.mode == "static") or node.name in placement.produced:
+            for operand in data_operands(node, node.name in placement.weights):
+                integer_readers.setdefault(operand.name, []).append(node)
+    for node in list(graph.graph.nodes):
+        entry = plan.tensors.get(node.name)
+        if entry is None or entry.role != "activation" or node.name not in placement.specs:
+            continue
+        readers = list(node.users) if node.name in placement.produced else integer_readers.get(node.name, [])
+        if not readers:
+            continue
+        with graph.graph.inserting_after(node):
+            pair = _pair_per_tensor(graph.graph, node, entry.qparams)
+        for reader in readers:
+            reader.replace_input_with(node, pair)
+
+
+def _materialize_scalar(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Turn a Python scalar operand into a constant on an exact one-value grid: integer kernels take tensors only."""
+    for index, value in enumerate(node.args[:2]):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        magnitude = abs(float(value)) or 1.0
+        spec = QuantSpec(symmetric=True, narrow=True)
+        qparams = QParams(spec, np.float32(magnitude / spec.qmax), np.int32(0))
+        name = f"{node.name}_scalar"
+        graph.register_buffer(name, torch.tensor([float(value)]))
+        with graph.graph.inserting_before(node):
+            constant = graph.graph.get_attr(name)
+        with graph.graph.inserting_after(constant):
+            node.update_arg(index, _pair_per_tensor(graph.graph, constant, qparams))
+
+
+def _pair_per_tensor(graph: fx.Graph, node: fx.Node, qparams: QParams) -> fx.Node:
+    """Quantize/dequantize behind `node`, at the graph's insertion point."""
+    spec = qparams.spec
+    dtype = torch.int8 if spec.bits <= 8 else torch.int16
+    grid = (float(qparams.scale), int(qparams.zero_point), spec.qmin, spec.qmax, dtype)
+    quantized = graph.call_function(_Q_TENSOR, (node, *grid))
+    quantized.meta["val"] = node.meta.get("val")
+    with graph.inserting_after(quantized):
+        restored = graph.call_function(_DQ_TENSOR, (quantized, *grid))
+    restored.meta["val"] = node.meta.get("val")
+    return restored
+
+
+def _insert_weight_grids(graph: fx.GraphModule, placement: Placement, plan: QuantPlan) -> None:
+    """Quantize/dequantize between each planned weight and its operation."""
+    pairs: dict[str, fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        attribute = placement.weights.get(node.name)
+        if attribute is None:
+            continue
+        source = node.args[1]
+        if not isinstance(source, fx.Node):
+            raise InternalError(f"{node.name} has no weight node", code="EQ-Z002", place=node.name)
+        if attribute not in pairs:
+            pairs[attribute] = _pair_per_channel(graph, source, plan.tensors[attribute].qparams, attribute)
+        node.update_arg(1, pairs[attribute])
+
+
+def _pair_per_channel(graph: fx.GraphModule, source: fx.Node, qparams: QParams, attribute: str) -> fx.Node:
+    spec = qparams.spec
+    with graph.graph.inserting_after(source):
+        if not isinstance(spec.granularity, PerChannel):
+            return _pair_per_tensor(graph.graph, source, qparams)
+        stem = attribute.replace(".", "_")
+        graph.register_buffer(f"{stem}_scale", torch.from_numpy(qparams.scale))
+        graph.register_buffer(f"{stem}_zero_point", torch.from_numpy(qparams.zero_point).to(torch.int64))
+        scale = graph.graph.get_attr(f"{stem}_scale")
+        zero_point = graph.graph.get_attr(f"{stem}_zero_point")
+    grid = (scale, zero_point, spec.granularity.axis, spec.qmin, spec.qmax, torch.int8)
+    anchor = scale if scale > zero_point else zero_point
+    with graph.graph.inserting_after(anchor):
+        quantized = graph.graph.call_function(_Q_CHANNEL, (source, *grid))
+    with graph.graph.inserting_after(quantized):
+        return graph.graph.call_function(_DQ_CHANNEL, (quantized, *grid))
+
+
+def dynamic_fake_quantize(x: Tensor, per_row: bool) -> Tensor:
+    """What XNNPACK's `qd8` kernels make of an input at run time: asymmetric 8 bit, range from the values and zero.
+
+    Args:
+        x: Input; `per_row` gives each vector along the last axis its own grid (linear), otherwise each batch item
+            (convolution).
+        per_row: See `x`.
+    """
+    axes = (-1,) if per_row else tuple(range(1, x.ndim))
+    low = x.amin(dim=axes, keepdim=True).clamp(max=0.0)
+    high = x.amax(dim=axes, keepdim=True).clamp(min=0.0)
+    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+    zero_point = (-128 - low / scale).round()
+    return ((x / scale).round() + zero_point).clamp(-128, 127).sub(zero_point).mul(scale)
+
+
+def _insert_dynamic(graph: fx.GraphModule, placement: Placement) -> None:
+    for node in list(graph.graph.nodes):
+        op = placement.ops.get(node.name)
+        if op is None or op.mode != "dynamic":
+            continue
+        source = node.args[0]
+        with graph.graph.inserting_before(node):
+            quantized = graph.graph.call_function(dynamic_fake_quantize, (source, op.op == "linear"))
+        node.update_arg(0, quantized)

@@ -1,0 +1,195 @@
+"""Reading an ONNX file with every check that can be made before its graph is understood."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeq.errors import MissingError, ModelError, UsageError, nearest
+
+if TYPE_CHECKING:
+    import onnx
+
+_INPUT_TYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool}
+_HALF_TYPES = (10, 16)
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Load, check and complete an ONNX model; weights in other files are read from the model's own folder only.
+
+    Raises:
+        ModelError: The file is absent, is no ONNX model, is truncated, or its weights are missing or outside.
+        MissingError: The package `onnx` is absent.
+    """
+    try:
+        import onnx
+        import onnx.inliner
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+    except ImportError as error:
+        raise MissingError(
+            "reading ONNX files needs the package onnx", code="EQ-P101", hint="pip install 'edgeq[onnx]'"
+        ) from error
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}", code="EQ-M001", place=str(path), hint="check the path of the model")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise _not_a_model(path, "it does not parse") from error
+    if not model.HasField("graph") or not model.graph.node:
+        raise _not_a_model(path, "it holds no graph")
+    for tensor in _tensors(model.graph):
+        _load_external(tensor, path)
+    try:
+        if model.ByteSize() < 2**31 - 1:
+            onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise _not_a_model(path, str(error).strip().splitlines()[0]) from error
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _not_a_model(path: Path, reason: str) -> ModelError:
+    message = f"{path.name} is not a usable ONNX model: {reason}"
+    return ModelError(
+        message, code="EQ-M110", place=str(path), hint="copy or export the file again; it may be truncated"
+    )
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All constants of the graph and its subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
+
+
+def _load_external(tensor: onnx.TensorProto, path: Path) -> None:
+    """Read the bytes of a tensor that lies in another file, refusing anything outside the model's folder."""
+    if tensor.data_location != 1:
+        return
+    import onnx.external_data_helper as external
+
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location = info.get("location", "")
+    folder = path.resolve().parent
+    target = (folder / location).resolve()
+    if not location or not target.is_relative_to(folder) or target == folder:
+        message = f"the weights of {tensor.name!r} point outside the model's folder: {location!r}"
+        raise ModelError(message, code="EQ-M111", place=str(path), hint="get the model from a source you trust")
+    if not target.is_file():
+        message = f"{path.name} keeps its weights in {location!r}, which is absent"
+        raise ModelError(message, code="EQ-M111", place=str(target), hint="copy that file next to the model")
+    needed = int(info.get("offset", 0)) + int(info.get("length", 0))
+    if target.stat().st_size < needed:
+        message = f"{location!r} is truncated: {target.stat().st_size} bytes, {needed} needed"
+        raise ModelError(message, code="EQ-M111", place=str(target), hint="copy the file again")
+    external.load_external_data_for_tensor(tensor, str(folder))
+    tensor.data_location = 0  # type: ignore[assignment]
+    del tensor.external_data[:]
+
+
+def tensor_of(proto: onnx.TensorProto) -> Tensor:
+    """A constant as a tensor; double precision becomes single precision later, where a node reads it.
+
+    Raises:
+        ModelError: Half precision, strings, or values that do not fit their shape.
+    """
+    import onnx.numpy_helper
+
+    if proto.data_type in _HALF_TYPES:
+        message = f"{proto.name!r} is half precision; edgeq quantizes from float32"
+        raise ModelError(message, code="EQ-M104", place=proto.name, hint="export the model in float32")
+    try:
+        array = np.array(onnx.numpy_helper.to_array(proto))
+        return torch.from_numpy(array)
+    except (ValueError, TypeError) as error:
+        message = f"constant {proto.name!r} cannot be read: {error}"
+        raise ModelError(message, code="EQ-M110", place=proto.name, hint="export the model again") from error
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes as Python values: numbers, strings, lists, NumPy arrays, subgraphs."""
+    import onnx.helper
+
+    result: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            value = tensor_of(value).numpy()
+        elif attribute.type == onnx.AttributeProto.STRING:
+            value = value.decode("utf-8", "replace")
+        elif attribute.type == onnx.AttributeProto.STRINGS:
+            value = [v.decode("utf-8", "replace") for v in value]
+        result[attribute.name] = value
+    return result
+
+
+def input_specs(
+    model: onnx.ModelProto, wanted: Mapping[str, tuple[int, ...]] | None
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every real input; a free batch size becomes 1.
+
+    Args:
+        model: The model.
+        wanted: Shapes that replace those of the file, by input name.
+
+    Raises:
+        ModelError: A size other than the batch is free and not given, or the type is not supported.
+        UsageError: `wanted` names an unknown input or contradicts a fixed size.
+    """
+    wanted = dict(wanted or {})
+    constants = {t.name for t in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    names = [i.name for i in inputs]
+    for name in wanted:
+        if name not in names:
+            close = nearest(name, names)
+            hint = f"did you mean {close!r}?" if close else f"inputs: {', '.join(names)}"
+            raise UsageError(f"the model has no input {name!r}", code="EQ-U102", hint=hint)
+    result = {}
+    for item in inputs:
+        kind = item.type.tensor_type
+        if not item.type.HasField("tensor_type") or kind.elem_type not in _INPUT_TYPES:
+            half = kind.elem_type in (*_HALF_TYPES, 11)
+            hint = "export the model in float32" if half else "edgeq takes tensors of float32, integers and booleans"
+            raise ModelError(
+                f"input {item.name!r} has a type that is not supported", code="EQ-M104", place=item.name, hint=hint
+            )
+        dims: list[int | str] = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim]
+        result[item.name] = (_fixed_shape(item.name, dims, wanted.get(item.name)), _INPUT_TYPES[kind.elem_type])
+    return result
+
+
+def _fixed_shape(name: str, dims: list[int | str], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of input `name`, from the file and from what the user wants."""
+    fixed = [isinstance(d, int) and d > 0 for d in dims]
+    if wanted is not None:
+        if len(wanted) != len(dims) or any(w < 1 for w in wanted):
+            raise UsageError(f"{wanted} is no shape for input {name!r} with axes {dims}", code="EQ-U102")
+        if any(f and w != d for f, w, d in zip(fixed, wanted, dims, strict=True)):
+            raise UsageError(f"the model fixes input {name!r} to {dims}, not {wanted}", code="EQ-U102")
+        return tuple(int(w) for w in wanted)
+    if not all(fixed[1:]):
+        guesses = ["1" if i == 0 else "224" for i in range(len(dims))]
+        example = ", ".join(str(d) if f else g for d, f, g in zip(dims, fixed, guesses, strict=True))
+        message = f"input {name!r} has free sizes: {[d or '?' for d in dims]}"
+        raise ModelError(message, code="EQ-M112", place=name, hint=f"state the shape, for example {name}=({example})")
+    return tuple(int(d) if f else 1 for d, f in zip(dims, fixed, strict=True))

@@ -1,0 +1,198 @@
+"""Which operations run as integers on a backend, and which tensors must therefore carry a grid.
+
+A backend is described by data (`BackendRules`); this module turns the rules and a `QuantConfig` into a `Placement`:
+the mode of every operation with the reason where it stays float, the tensors to calibrate, and the groups of tensors
+that must share one grid. Nothing is calibrated yet, so what a target cannot run is known before any data is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from edgeq.graph.kinds import op_kind
+from edgeq.spec import Mode, OpPlan, QuantConfig, QuantSpec
+
+
+@dataclass(frozen=True)
+class BackendRules:
+    """What a runtime can execute as integers.
+
+    Args:
+        name: Runtime, for messages.
+        weighted: Kinds with a constant weight, and the axis of their output channels.
+        dynamic: Kinds that can quantize their activations at run time.
+        integer: Kinds with a kernel whose inputs and output are integers.
+        movement: Kinds that only move values: the output carries the input's codes.
+        same_scale: Kinds that compute but whose kernel wants one grid for inputs and output.
+        fixed: Kinds whose output grid the runtime dictates: scale and zero point.
+        fused: Activations that the preceding weighted operation absorbs.
+    """
+
+    name: str
+    weighted: Mapping[str, int]
+    dynamic: frozenset[str]
+    integer: frozenset[str]
+    movement: frozenset[str]
+    same_scale: frozenset[str]
+    fixed: Mapping[str, tuple[float, int]]
+    fused: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The structure of a quantized graph before calibration.
+
+    Args:
+        ops: Mode of each computing operation, in execution order.
+        weights: Attribute path of the weight of each operation that quantizes it, by operation name.
+        specs: Spec of each activation tensor that carries a grid, by node name.
+        produced: Of these, the tensors that an integer kernel produces.
+        groups: Representative of each tensor's shared-grid group.
+        fixed: Grid dictated by the runtime, by representative.
+    """
+
+    ops: Mapping[str, OpPlan]
+    weights: Mapping[str, str]
+    specs: Mapping[str, QuantSpec]
+    produced: frozenset[str]
+    groups: Mapping[str, str]
+    fixed: Mapping[str, tuple[float, int]]
+
+
+@dataclass
+class _Groups:
+    """Union-find over tensor names."""
+
+    parent: dict[str, str] = field(default_factory=dict)
+
+    def find(self, name: str) -> str:
+        self.parent.setdefault(name, name)
+        while self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+    def join(self, first: str, second: str) -> None:
+        self.parent[self.find(second)] = self.find(first)
+
+
+def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Placement:
+    """Decide modes, grids and groups for `graph` on the backend of `rules`.
+
+    Args:
+        graph: Canonical graph.
+        config: Wishes; an operation that the backend has no integer kernel for stays float, with the reason.
+        rules: The backend.
+    """
+    nodes = [n for n in graph.graph.nodes if n.op == "call_function"]
+    fused = _fused(nodes, rules)
+    ops, weights = _modes(nodes, config, rules, fused)
+    absorbed = set(fused.values())
+    static = [n for n in nodes if n.name in ops and ops[n.name].mode == "static" and n not in absorbed]
+    carriers = {fused.get(n, n) for n in static}
+    moved = _movement(nodes, rules, set(static), carriers)
+
+    groups = _Groups()
+    specs: dict[str, QuantSpec] = {}
+    for node in static:
+        spec = config.resolve(node.name, op_kind(node)).activation
+        for tensor in (*data_operands(node, node.name in weights), fused.get(node, node)):
+            specs.setdefault(tensor.name, spec)
+    for node in nodes:
+        if node in moved or (node in carriers and op_kind(node) in rules.same_scale):
+            for operand in data_operands(node, weighted=False):
+                specs.setdefault(node.name, specs[operand.name])
+                groups.join(operand.name, node.name)
+    fixed = {groups.find(n.name): rules.fixed[op_kind(n)] for n in static if op_kind(n) in rules.fixed}
+    return Placement(
+        ops=ops,
+        weights=weights,
+        specs=specs,
+        produced=frozenset(n.name for n in carriers | moved),
+        groups={name: groups.find(name) for name in specs},
+        fixed=fixed,
+    )
+
+
+def data_operands(node: fx.Node, weighted: bool) -> list[fx.Node]:
+    """Floating-point tensors that `node` reads; of a weighted operation only its input, not weight and bias."""
+    operands = [n for n in node.all_input_nodes if is_floating(n)]
+    return operands[:1] if weighted else operands
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether `node` produces a floating-point tensor."""
+    value = node.meta.get("val")
+    return hasattr(value, "dtype") and bool(value.dtype.is_floating_point)
+
+
+def weight_of(node: fx.Node) -> str | None:
+    """Attribute path of the constant weight of a linear or convolution node, or None."""
+    operand = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    return str(operand.target) if isinstance(operand, fx.Node) and operand.op == "get_attr" else None
+
+
+def _fused(nodes: list[fx.Node], rules: BackendRules) -> dict[fx.Node, fx.Node]:
+    """Weighted operation -> the activation that its kernel absorbs."""
+    result = {}
+    for node in nodes:
+        users = list(node.users)
+        if op_kind(node) in rules.weighted and len(users) == 1 and op_kind(users[0]) in rules.fused:
+            result[node] = users[0]
+    return result
+
+
+def _modes(
+    nodes: list[fx.Node], config: QuantConfig, rules: BackendRules, fused: Mapping[fx.Node, fx.Node]
+) -> tuple[dict[str, OpPlan], dict[str, str]]:
+    """Mode of each computing operation, and the weights that get a grid."""
+    ops: dict[str, OpPlan] = {}
+    weights: dict[str, str] = {}
+    owner_of = {activation: owner for owner, activation in fused.items()}
+    for node in nodes:
+        kind = op_kind(node)
+        if kind in rules.movement or kind == "getitem":
+            continue
+        if node in owner_of:
+            owner = ops[owner_of[node].name]
+            ops[node.name] = OpPlan(node.name, kind, owner.mode, owner.reason)
+            continue
+        mode, reason = _mode(node, kind, config, rules)
+        ops[node.name] = OpPlan(node.name, kind, mode, reason)
+        if mode != "float" and kind in rules.weighted:
+            weights[node.name] = weight_of(node) or ""
+    return ops, weights
+
+
+def _mode(node: fx.Node, kind: str, config: QuantConfig, rules: BackendRules) -> tuple[Mode, str]:
+    """Mode of one operation and, where it is float, why."""
+    mode = config.resolve(node.name, kind).mode
+    if mode == "float":
+        return "float", "kept float by the scheme"
+    if not is_floating(node):
+        return "float", "not a floating-point result"
+    if kind in rules.weighted and weight_of(node) is None:
+        return "float", f"its weight is computed, and {rules.name} quantizes constant weights only"
+    if mode == "dynamic" and kind not in rules.dynamic:
+        return "float", f"{rules.name} cannot quantize the input of {kind} at run time"
+    if mode == "static" and kind not in rules.integer:
+        return "float", f"{rules.name} has no integer kernel for {kind}"
+    return mode, ""
+
+
+def _movement(
+    nodes: list[fx.Node], rules: BackendRules, static: set[fx.Node], carriers: set[fx.Node]
+) -> set[fx.Node]:
+    """Movement nodes in the integer domain: fed by integers only, and read (at some distance) by an integer kernel."""
+    fed: set[fx.Node] = set()
+    for node in nodes:
+        operands = data_operands(node, weighted=False)
+        if op_kind(node) in rules.movement and operands and all(o in carriers or o in fed for o in operands):
+            fed.add(node)
+    kept: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if node in fed and any(user in static or user in kept for user in node.users):
+            kept.add(node)
+    return kept

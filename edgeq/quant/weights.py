@@ -1,0 +1,100 @@
+"""Grids of weights and their rounding: the weight itself is the sample, so no data is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeq.errors import ModelError, unknown_name
+from edgeq.quant.ranges import Array, parse_estimator, search_clip
+from edgeq.quant.uniform import group_shape, qparams_from_range, quantize
+from edgeq.spec import PerChannel, PerGroup, QParams, QuantSpec
+
+Rounding = Callable[[Tensor, QParams], Tensor]
+
+ROUNDINGS: Mapping[str, Rounding] = {"nearest": quantize}
+"""Rounding rules by name: `(weight, qparams) -> int32 codes` of the weight's shape."""
+
+
+@torch.no_grad()
+def weight_qparams(weight: Tensor, spec: QuantSpec, *, name: str = "weight") -> QParams:
+    """The grid of a weight: one scale for the tensor, for each index of an axis, or for each group of a row.
+
+    Args:
+        weight: Any shape `(...)`; scales come out as `()`, `(channels,)` or `(rows, groups)`.
+        spec: Grid and estimator (`minmax`, `percentile:P` or `mse`).
+        name: Attribute path, for messages.
+
+    Raises:
+        ModelError: The weight is empty or holds NaN or infinity.
+        UsageError: The granularity does not fit the shape.
+    """
+    _require_finite(weight, name)
+    rows, shape = _rows(weight.detach().to(torch.float32), spec)
+    method, parameter = parse_estimator(spec.observer)
+    low, high = (end.double().numpy() for end in torch.aminmax(rows, dim=1))
+    if method.parameter and parameter < 1:
+        low, high = np.quantile(rows.numpy(), [1 - parameter, parameter], axis=1).astype(np.float64)
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    elif spec.observer == "mse":
+        low, high = search_clip(low, high, lambda a, b: _row_errors(rows, a, b, spec), symmetric=spec.symmetric)
+    return qparams_from_range(low.reshape(shape), high.reshape(shape), spec)
+
+
+@torch.no_grad()
+def round_weights(weight: Tensor, qparams: QParams, rounding: str = "nearest", *, name: str = "weight") -> Tensor:
+    """Integer codes of a weight, int32, of its shape.
+
+    Args:
+        weight: The weight.
+        qparams: Its grid.
+        rounding: Key of `ROUNDINGS`.
+        name: Attribute path, for messages.
+
+    Raises:
+        UsageError: Unknown rounding, or a grid that does not fit the shape.
+        ModelError: The weight holds NaN or infinity.
+    """
+    if rounding not in ROUNDINGS:
+        raise unknown_name("rounding", rounding, ROUNDINGS, code="EQ-U025", command="edgeq methods")
+    _require_finite(weight, name)
+    return ROUNDINGS[rounding](weight, qparams)
+
+
+def _require_finite(weight: Tensor, name: str) -> None:
+    bad = weight.numel() - int(torch.isfinite(weight).sum())
+    if bad or weight.numel() == 0:
+        what = f"{bad} of {weight.numel()} values are NaN or infinite" if bad else "it has no values"
+        raise ModelError(
+            f"cannot quantize {name}: {what}",
+            code="EQ-M030",
+            place=name,
+            hint="the checkpoint is damaged or training diverged: load another one",
+        )
+
+
+def _rows(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, tuple[int, ...]]:
+    """The weight as one row per scale, and the shape of the scales."""
+    granularity = spec.granularity
+    if isinstance(granularity, PerGroup):
+        rows, groups, size = group_shape(weight.shape, granularity.size)
+        return weight.reshape(rows * groups, size), (rows, groups)
+    if isinstance(granularity, PerChannel):
+        if not -weight.ndim <= granularity.axis < weight.ndim:
+            raise unknown_name("axis", str(granularity.axis), map(str, range(weight.ndim)), code="EQ-U023")
+        channels = weight.shape[granularity.axis]
+        return weight.movedim(granularity.axis, 0).reshape(channels, -1), (channels,)
+    return weight.reshape(1, -1), ()
+
+
+def _row_errors(rows: Tensor, low: Array, high: Array, spec: QuantSpec) -> Array:
+    """Squared error of each row on the grid of its range; float32 maths as in `quantize`, summed in double."""
+    qparams = qparams_from_range(low, high, spec)
+    scale, zero_point = torch.from_numpy(qparams.scale)[:, None], torch.from_numpy(qparams.zero_point)[:, None]
+    codes = torch.round(rows * (1.0 / scale)).clamp_(spec.qmin - zero_point, spec.qmax - zero_point)
+    errors = codes.mul_(scale).sub_(rows).square_().sum(1, dtype=torch.float64)
+    result: Array = errors.numpy()
+    return result

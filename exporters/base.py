@@ -1,0 +1,101 @@
+"""What every exporter offers, and the facts it reads back from the file it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from edgeq.graph.legalize import Legalized
+from edgeq.graph.placement import BackendRules
+from edgeq.spec import QuantConfig, QuantPlan
+
+
+@dataclass(frozen=True)
+class FileOp:
+    """One operation as the file holds it.
+
+    Args:
+        index: Position in execution order.
+        op: The runtime's name (`FULLY_CONNECTED`).
+        name: Name of its first output tensor.
+        macs: Multiply-accumulates per inference; 0 for everything but matrix products and convolutions.
+        kernel: `int8` (integers in and out), `dynamic` (float input quantized at run time, integer weights) or
+            `float`.
+        bytes: Size of its constants.
+    """
+
+    index: int
+    op: str
+    name: str
+    macs: int
+    kernel: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """What a written file really contains, read by the format's own schema.
+
+    Args:
+        ops: Operations in execution order.
+        weights: Integer codes by plan tensor name, in the plan's layout.
+        missing: Plan tensors whose integers or scales the file does not hold.
+        extra: Integer constants of the file that no plan tensor accounts for.
+    """
+
+    ops: tuple[FileOp, ...]
+    weights: Mapping[str, NDArray[np.int32]]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    @property
+    def integer_mac_share(self) -> float:
+        """Share of all multiply-accumulates whose weights or both operands are integers at run time."""
+        total = sum(op.macs for op in self.ops)
+        return sum(op.macs for op in self.ops if op.kernel != "float") / total if total else 0.0
+
+    def census(self) -> dict[str, int]:
+        """Number of operations by `NAME kernel`."""
+        counts: dict[str, int] = {}
+        for op in self.ops:
+            key = f"{op.op} {op.kernel}"
+            counts[key] = counts.get(key, 0) + 1
+        return dict(sorted(counts.items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form for `evidence.json`."""
+        return {
+            "census": self.census(),
+            "integer_mac_share": round(self.integer_mac_share, 4),
+            "macs": sum(op.macs for op in self.ops),
+            "weights_equal_plan": len(self.weights),
+            "missing": list(self.missing),
+            "extra": list(self.extra),
+        }
+
+
+class Exporter(Protocol):
+    """A runtime's file format."""
+
+    name: str
+    file_name: str
+    rules: BackendRules
+    schemes: tuple[str, ...]
+
+    def config(self, scheme: str, observer: str) -> QuantConfig:
+        """The rules that make a scheme on this runtime; `observer` is the range estimator of activations."""
+
+    def prepare(self, graph: fx.GraphModule) -> fx.GraphModule:
+        """A copy of the canonical graph with what the runtime lacks rewritten; the same function in float."""
+
+    def emit(self, graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantPlan | None, path: Path) -> None:
+        """Write the file of a float graph (`plan` None) or of a legalized graph's emission."""
+
+    def read_back(self, path: Path, legalized: Legalized | None) -> ReadBack:
+        """Read the file and compare its integers with the plan."""

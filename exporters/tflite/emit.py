@@ -1,0 +1,106 @@
+"""Write a graph as a .tflite file with LiteRT's converter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx
+
+from edgeq.errors import MissingError, ModelError
+from edgeq.spec import QuantPlan
+
+INSTALL = "pip install 'edgeq[tflite]'"
+
+
+def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantPlan | None, path: Path) -> None:
+    """Convert `graph` and write `path`.
+
+    The converter reads quantize/dequantize pairs as integers only when it is told the conversion mode; the mode is
+    all that its quantizer object contributes, the grids are those in the graph.
+
+    Args:
+        graph: Prepared float graph or the emission of a legalized one.
+        example: Inputs of the shapes to fix.
+        plan: Plan of the emission; None for float.
+        path: File to write.
+
+    Raises:
+        MissingError: litert-torch is not installed.
+        ModelError: The converter refuses the graph.
+    """
+    try:
+        with _quiet() as transcript:
+            import litert_torch
+    except ImportError as error:
+        raise MissingError(f"TFLite export needs litert-torch: {error}", code="EQ-P001", hint=INSTALL) from error
+    with _quiet() as transcript:
+        try:
+            edge = litert_torch.convert(graph, example, quant_config=_conversion_mode(plan))
+            edge.export(str(path))
+        except Exception as error:
+            raise ModelError(
+                f"LiteRT's converter refuses the graph: {_first_line(error, transcript)}",
+                code="EQ-M020",
+                place=_place(error),
+                hint="try another --scheme, or report the model with `edgeq doctor`",
+            ) from error
+
+
+def _conversion_mode(plan: QuantPlan | None) -> Any:
+    if plan is None or not plan.tensors:
+        return None
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+    from litert_torch.quantize.quant_config import QuantConfig
+
+    dynamic = plan.scheme == "dynamic"
+    settings = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
+    return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(settings))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Keep the converter's chatter (Python loggers and native writes to both streams) out of the user's terminal.
+
+    Yields a list that holds the captured text afterwards, for error messages.
+    """
+    transcript: list[str] = []
+    sys.stdout.flush()
+    sys.stderr.flush()
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        saved = [(fd, os.dup(fd)) for fd in (1, 2)]
+        try:
+            for fd, _ in saved:
+                os.dup2(sink.fileno(), fd)
+            yield transcript
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, copy in saved:
+                os.dup2(copy, fd)
+                os.close(copy)
+            logging.disable(level)
+            sink.seek(0)
+            transcript.append(sink.read().decode(errors="replace"))
+
+
+def _first_line(error: Exception, transcript: list[str]) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _place(error: Exception) -> str | None:
+    """The operation that a converter message names, if it names one."""
+    match = re.search(r"(aten\.[a-z_0-9.]+|'(?:tfl|stablehlo|odml)\.[a-z_0-9.]+')", str(error))
+    return match.group(1).strip("'") if match else None

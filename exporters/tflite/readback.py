@@ -1,0 +1,174 @@
+"""Read a .tflite file by its schema: operations, kernels, multiply-accumulates, and the weight integers.
+
+The file is the truth: a layer counts as integer because its tensors in the file are, not because the plan says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import MissingError, ModelError
+from edgeq.exporters.base import FileOp, ReadBack
+from edgeq.spec import QuantPlan, codes_hash
+
+_WEIGHT_OPERAND = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1}
+_Constant = tuple[str, NDArray[np.int32], NDArray[np.float32]]  # name, codes, scales
+_DATA_OPERAND = {"TRANSPOSE_CONV": 2}
+
+
+def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
+    """Read `path` and compare its integer constants with the weights of `plan`.
+
+    Args:
+        path: File to read.
+        plan: Plan whose weights the file should hold; None for a float file.
+
+    Raises:
+        ModelError: Not a TFLite file.
+        MissingError: ai-edge-litert is not installed.
+    """
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+    except ImportError as error:
+        raise MissingError(
+            f"reading .tflite needs ai-edge-litert: {error}", code="EQ-P001", hint="pip install 'edgeq[tflite]'"
+        ) from error
+    data = path.read_bytes()
+    if data[4:8] != b"TFL3":
+        raise ModelError(f"{path.name} is not a TFLite file", code="EQ-M021", place=path.name)
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    reader = _Reader(model, schema)
+    weights, missing, extra = _match(reader.integer_constants(), plan)
+    return ReadBack(tuple(reader.ops()), weights, tuple(missing), tuple(extra))
+
+
+class _Reader:
+    """Walks the main subgraph of a parsed model."""
+
+    def __init__(self, model: Any, schema: Any) -> None:
+        self.model = model
+        self.graph = model.subgraphs[0]
+        self.int8 = schema.TensorType.INT8
+        self.int4 = schema.TensorType.INT4
+        self.int16 = schema.TensorType.INT16
+        self.names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+
+    def op_name(self, op: Any) -> str:
+        code = self.model.operatorCodes[op.opcodeIndex]
+        number = max(code.builtinCode, code.deprecatedBuiltinCode)
+        return code.customCode.decode() if code.customCode else self.names[number]
+
+    def constant(self, index: int) -> NDArray[np.uint8] | None:
+        if index < 0:
+            return None
+        data = self.model.buffers[self.graph.tensors[index].buffer].data
+        return None if data is None or len(data) == 0 else np.asarray(data, dtype=np.uint8)
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        shape = self.graph.tensors[index].shape
+        return () if shape is None else tuple(int(d) for d in shape)
+
+    def is_integer(self, index: int) -> bool:
+        return self.graph.tensors[index].type in (self.int8, self.int4, self.int16)
+
+    def ops(self) -> list[FileOp]:
+        result = []
+        for position, op in enumerate(self.graph.operators):
+            name = self.op_name(op)
+            inputs = [] if op.inputs is None else [int(i) for i in op.inputs]
+            output = int(op.outputs[0])
+            result.append(
+                FileOp(
+                    index=position,
+                    op=name,
+                    name=self.graph.tensors[output].name.decode(errors="replace"),
+                    macs=self._macs(name, inputs, output),
+                    kernel=self._kernel(name, inputs, output),
+                    bytes=sum(len(c) for i in inputs if (c := self.constant(i)) is not None),
+                )
+            )
+        return result
+
+    def _macs(self, name: str, inputs: list[int], output: int) -> int:
+        produced = int(np.prod(self.shape(output), dtype=np.int64))
+        if name in ("FULLY_CONNECTED", "CONV_2D"):
+            return produced * int(np.prod(self.shape(inputs[1])[1:], dtype=np.int64))
+        if name == "DEPTHWISE_CONV_2D":
+            return produced * int(np.prod(self.shape(inputs[1])[1:3], dtype=np.int64))
+        if name == "TRANSPOSE_CONV":
+            read = int(np.prod(self.shape(inputs[2])[:3], dtype=np.int64))
+            return read * int(np.prod(self.shape(inputs[1]), dtype=np.int64))
+        if name == "BATCH_MATMUL":
+            inner = self.shape(inputs[0])
+            rows = self.shape(output)[-2]
+            return produced * (int(np.prod(inner[-2:], dtype=np.int64)) // rows)
+        return 0
+
+    def _kernel(self, name: str, inputs: list[int], output: int) -> str:
+        data = _DATA_OPERAND.get(name, 0)
+        if name in _WEIGHT_OPERAND:
+            if not self.is_integer(inputs[_WEIGHT_OPERAND[name]]):
+                return "float"
+            return "int8" if self.is_integer(inputs[data]) else "dynamic"
+        operands = [i for i in inputs if i >= 0 and self.graph.tensors[i].type != 2]
+        return "int8" if operands and self.is_integer(output) and self.is_integer(operands[0]) else "float"
+
+    def integer_constants(self) -> list[_Constant]:
+        """Name, codes and scales of every int8 constant of rank two and more that a product or convolution reads."""
+        found: dict[int, _Constant] = {}
+        for op in self.graph.operators:
+            operand = _WEIGHT_OPERAND.get(self.op_name(op))
+            if operand is None:
+                continue
+            index = int(op.inputs[operand])
+            raw = self.constant(index)
+            if raw is None or not self.is_integer(index) or index in found:
+                continue
+            tensor = self.graph.tensors[index]
+            codes = raw.view(np.int8).astype(np.int32).reshape(self.shape(index))
+            scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
+            found[index] = (tensor.name.decode(errors="replace"), codes, scales)
+        return list(found.values())
+
+
+def _layouts(codes: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+    """The plan layouts a file constant can stand for.
+
+    Linear as it is; OHWI as OIHW (convolution) or IOHW (transposed convolution; depthwise, where O is 1 in the file).
+    """
+    if codes.ndim == 2:
+        return [codes, codes.reshape(*codes.shape, 1, 1)]
+    if codes.ndim != 4:
+        return [codes]
+    layouts = [codes.transpose(0, 3, 1, 2), codes.transpose(3, 0, 1, 2)]
+    if codes.shape[1:3] == (1, 1):  # a 1x1 convolution and a linear layer may be written as each other
+        layouts.append(codes.reshape(codes.shape[0], codes.shape[3]))
+    return layouts
+
+
+def _match(
+    constants: list[_Constant], plan: QuantPlan | None
+) -> tuple[dict[str, NDArray[np.int32]], list[str], list[str]]:
+    """Planned weights that the file holds with equal integers and scales, those it lacks, and what nobody planned."""
+    planned = {(t.codes_sha256, t.qparams.scale.tobytes()): t for t in (plan.weights() if plan else [])}
+    held: dict[tuple[str, bytes], NDArray[np.int32]] = {}
+    extra = []
+    for name, codes, scales in constants:
+        keys = {(codes_hash(layout), scales.tobytes()): layout for layout in _layouts(codes)}
+        known = {key: layout for key, layout in keys.items() if key in planned}
+        held.update(known)
+        if not known:
+            extra.append(name)
+    weights = {}
+    missing = []
+    for tensor in plan.weights() if plan else []:
+        key = (tensor.codes_sha256, tensor.qparams.scale.tobytes())
+        if key in held:
+            weights[tensor.name] = held[key]
+        else:
+            missing.append(tensor.name)
+    return weights, missing, extra
