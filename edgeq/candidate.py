@@ -34,7 +34,8 @@ class Candidate:
 
     Args:
         scheme: Its name.
-        path: The model file.
+        path: The model file, while the export lasts.
+        bytes: Its size.
         legalized: Plan, emission and simulation.
         read_back: What the file contains.
         fidelity: SQNR in dB of every output over the held-out samples, by output name.
@@ -47,6 +48,7 @@ class Candidate:
 
     scheme: str
     path: Path
+    bytes: int
     legalized: Legalized
     read_back: ReadBack
     fidelity: dict[str, Summary] = field(default_factory=dict)
@@ -57,15 +59,15 @@ class Candidate:
     rejected: tuple[str, ...] = ()
 
     @property
-    def worst_output(self) -> Summary:
-        """Fidelity of the output with the lowest median."""
-        return min(self.fidelity.values(), key=lambda s: s.median)
+    def worst_output(self) -> Summary | None:
+        """Fidelity of the output with the lowest median; None before it is measured."""
+        return min(self.fidelity.values(), key=lambda s: s.median, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form for `evidence.json`."""
         return {
             "scheme": self.scheme,
-            "bytes": self.path.stat().st_size,
+            "bytes": self.bytes,
             "rejected": list(self.rejected),
             "fidelity_sqnr_db": {k: v.to_dict() for k, v in self.fidelity.items()},
             "simulated_sqnr_db": self.simulated_db,
@@ -119,7 +121,7 @@ def build(
         rejected.append(f"{len(read_back.extra)} integer weights in the file nobody planned: {read_back.extra[0]}, ...")
     if not legalized.plan.weights():
         rejected.append("no layer of this model has a weight that could be quantized")
-    return Candidate(scheme, path, legalized, read_back, rejected=tuple(rejected))
+    return Candidate(scheme, path, path.stat().st_size, legalized, read_back, rejected=tuple(rejected))
 
 
 def example_of(graph: fx.GraphModule) -> tuple[torch.Tensor, ...]:
@@ -148,12 +150,18 @@ def measure_fidelity(
     model = LiteRtModel(candidate.path, threads=threads)
     outputs = [model.run(*sample) for sample in inputs]
     fidelity = {
-        name: summarize([sqnr_db(r[i], o[i]) for r, o in zip(reference, outputs)]) for i, name in enumerate(names)
+        name: summarize([sqnr_db(r[i], o[i]) for r, o in zip(reference, outputs, strict=True)])
+        for i, name in enumerate(names)
     }
     few = [tuple(torch.from_numpy(a) for a in sample) for sample in inputs[:SIMULATED]]
     with torch.no_grad():
         simulated = [candidate.legalized.simulation(*sample) for sample in few]
-    predicted = summarize([min(sqnr_db(r, s.numpy()) for r, s in zip(ref, sim)) for ref, sim in zip(reference, simulated)])
+    predicted = summarize(
+        [
+            min(sqnr_db(r, s.numpy()) for r, s in zip(truth, outputs, strict=True))
+            for truth, outputs in zip(reference[:SIMULATED], simulated, strict=True)
+        ]
+    )
     layers = layer_fidelity(graph, candidate.legalized, few[:2])
     return replace(
         candidate,
@@ -184,7 +192,7 @@ def judge(candidate: Candidate, min_sqnr_db: float) -> Candidate:
     """
     rejected = list(candidate.rejected)
     worst = candidate.worst_output
-    if not worst.median >= min_sqnr_db:
+    if worst is not None and not worst.median >= min_sqnr_db:
         names = ", ".join(f"{r.name} ({r.own_db:.1f} dB)" for r in candidate.layers[:3])
         rejected.append(
             f"median SQNR {worst.median:.1f} dB is below the floor of {min_sqnr_db:g} dB; largest own errors: {names}"

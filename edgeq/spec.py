@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class PerGroup:
     size: int = 32
 
 
-Granularity = Union[PerTensor, PerChannel, PerGroup]
+Granularity: TypeAlias = PerTensor | PerChannel | PerGroup
 
 
 def granularity_to_dict(granularity: Granularity) -> dict[str, Any]:

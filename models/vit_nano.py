@@ -7,6 +7,8 @@ and mean pooling in place of the class token.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -68,7 +70,7 @@ class VitNano(nn.Module):
         super().__init__()
         widths = (3, width // 4, width // 2, width)
         layers: list[nn.Module] = []
-        for index, (fan_in, fan_out) in enumerate(zip(widths, widths[1:])):
+        for index, (fan_in, fan_out) in enumerate(pairwise(widths)):
             stride = 1 if index == 0 else 2
             layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False))
             layers.append(nn.BatchNorm2d(fan_out))

@@ -1,6 +1,6 @@
 """Pick the calibration images that ship with `vit_nano`: a few of each class, from the training part only.
 
-    python tools/make_samples.py --data CIFAR10_FOLDER
+python tools/make_samples.py --data CIFAR10_FOLDER
 """
 
 from __future__ import annotations

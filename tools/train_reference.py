@@ -14,6 +14,7 @@ import io
 import json
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,12 @@ def load_split(path: Path) -> tuple[Tensor, Tensor]:
     """Decode a packed split to uint8 images `(N, 3, 32, 32)` and labels `(N,)`."""
     packed = np.load(path)
     blob, offset = packed["jpeg"].tobytes(), packed["offset"]
-    images = np.stack(
-        [np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in zip(offset[:-1], offset[1:])]
-    )
+    images = np.stack([np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in pairwise(offset)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(packed["label"].astype(np.int64))
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random flip, shift by up to 4 pixels (reflected border) and one erased 8x8 square, per image of `(N, 3, 32, 32)`."""
+    """Random flip, shift by up to 4 pixels (reflected border), one erased 8x8 square, per image `(N, 3, 32, 32)`."""
     count = images.shape[0]
     flip = torch.rand(count, generator=generator) < 0.5
     images = torch.where(flip.view(-1, 1, 1, 1).to(images.device), images.flip(3), images)
@@ -142,8 +141,7 @@ def main() -> None:
         torch.save({**state, "average": average, "epoch": epoch + 1, "seconds": spent}, checkpoint)
         print(f"epoch {epoch} loss {running / steps_per_epoch:.4f} {spent:.0f} s in all", flush=True)
 
-    shipped = {k: v.half().cpu() if v.dtype.is_floating_point else v.cpu() for k, v in average.items()}
-    shipped = {k: v for k, v in shipped.items() if not k.endswith("num_batches_tracked")}
+    shipped = {k: v.half().cpu().contiguous() for k, v in average.items() if v.dtype.is_floating_point}
     model.load_state_dict({k: v.float().to(device) for k, v in shipped.items()}, strict=False)
     test_images, test_labels = load_split(args.data / "test.npz")
     top1 = accuracy(model, (test_images.to(device).float() / 255 - mean) / std, test_labels.to(device))

@@ -1,0 +1,1 @@
+"""The canonical graph: capture from PyTorch and ONNX, recognition, placement and legalizing."""

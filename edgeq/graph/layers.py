@@ -41,7 +41,7 @@ class _Recorder(fx.Interpreter):
         self.wanted = wanted
         self.values: dict[str, Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - as in the base class
         """Run one node, keeping its value if it was asked for."""
         value = super().run_node(n)
         if n.name in self.wanted and isinstance(value, Tensor):
@@ -81,16 +81,16 @@ def layer_fidelity(
 
 
 def _run_alone(graph: fx.GraphModule, node: fx.Node, exact: dict[str, Tensor]) -> Tensor:
-    """Evaluate `node` with its own quantizers on exact inputs: stop at the first ancestor whose float value is known."""
+    """Evaluate `node` with its own quantizers on exact inputs, from the ancestors whose float value is known."""
 
-    def value_of(argument: Any) -> Any:
+    def value_of(argument: Any) -> Any:  # noqa: ANN401 - any argument of a node
         if not isinstance(argument, fx.Node):
             return argument
         if argument.name in exact:
             return exact[argument.name]
         return compute(argument)
 
-    def compute(current: fx.Node) -> Any:
+    def compute(current: fx.Node) -> Any:  # noqa: ANN401 - whatever the operation yields
         if current.op == "get_attr":
             return fetch(graph, str(current.target))
         args = fx.node.map_arg(current.args, value_of)

@@ -133,8 +133,10 @@ def _round_weights(
 
 
 def _insert_activation_grids(graph: fx.GraphModule, placement: Placement, plan: QuantPlan) -> None:
-    """Quantize/dequantize behind each planned tensor: for every reader if an integer kernel produces it, else only
-    for integer readers."""
+    """Quantize/dequantize behind each planned tensor.
+
+    Every reader sees the grid if an integer kernel produces the tensor, otherwise only integer readers do.
+    """
     for node in list(graph.graph.nodes):
         static = node.name in plan.ops and plan.ops[node.name].mode == "static"
         if static and op_kind(node) in _SCALAR_KINDS:

@@ -85,11 +85,9 @@ def _identifier(path: str) -> str:
 
 
 def _free_path(wish: str, taken: set[str]) -> str:
-    """`wish` with only identifiers and dots, numbered until neither it nor a part of it is another tensor."""
+    """`wish` with only word characters and dots, numbered until neither it nor a part of it is another tensor."""
     parts = [re.sub(r"\W+", "_", part).strip("_") for part in wish.split(".")]
-    path = ".".join(part for part in parts if part) or "constant"
-    if any(p in _RESERVED for p in path.split(".")):
-        path = f"{path}_value"
+    path = ".".join(f"{part}_" if part in _RESERVED else part for part in parts if part) or "constant"
     free, count = path, 0
     while _collides(free, taken):
         count += 1

@@ -183,9 +183,9 @@ def _fixed_shape(name: str, dims: list[int | str], wanted: tuple[int, ...] | Non
     fixed = [isinstance(d, int) and d > 0 for d in dims]
     if wanted is not None:
         if len(wanted) != len(dims) or any(w < 1 for w in wanted):
-            raise UsageError(f"{wanted} is no shape for input {name!r} with axes {dims}", code="EQ-U102")
+            raise UsageError(f"{wanted} is no shape for input {name!r} with axes {dims}", code="EQ-U102", place=name)
         if any(f and w != d for f, w, d in zip(fixed, wanted, dims, strict=True)):
-            raise UsageError(f"the model fixes input {name!r} to {dims}, not {wanted}", code="EQ-U102")
+            raise UsageError(f"the model fixes input {name!r} to {dims}, not {wanted}", code="EQ-U102", place=name)
         return tuple(int(w) for w in wanted)
     if not all(fixed[1:]):
         guesses = ["1" if i == 0 else "224" for i in range(len(dims))]

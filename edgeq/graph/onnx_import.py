@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 # Importing these modules fills OPERATORS.
 _TABLES = (onnx_ops_nn, onnx_ops_shape)
+# Earlier ones broadcast by explicit attributes.
+_OLDEST_OPSET = 7
 # Their result depends on the shape of the input only.
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 _MASK_OPERATORS = frozenset(
@@ -78,7 +81,7 @@ def import_onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]] | None =
     with torch.no_grad():
         builder = _Builder(model, specs)
         builder.evaluate(model.graph)
-    program = _Program(builder, tuple(specs), tuple(o.name for o in model.graph.output))
+    program = OnnxProgram(builder, tuple(specs), tuple(o.name for o in model.graph.output))
     example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in specs.values())
     graph = _label(trace(program, example), program)
     return ImportedOnnx(
@@ -119,6 +122,9 @@ class _Builder:
     def __init__(self, model: onnx.ModelProto, specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        if self.opset < _OLDEST_OPSET:
+            hint = f"convert it with onnx.version_converter to opset {_OLDEST_OPSET} or later"
+            raise ModelError(f"the model uses opset {self.opset}", code="EQ-M115", hint=hint)
         self.values: dict[str, _Value] = {}
         self.steps: list[_Step] = []
         with self.mode:
@@ -138,9 +144,20 @@ class _Builder:
             else:
                 self._node(node)
 
+    def value(self, name: str) -> _Value:
+        """The tensor called `name`.
+
+        Raises:
+            ModelError: No node computes it.
+        """
+        if name not in self.values:
+            hint = "export the model again; this file is damaged"
+            raise ModelError(f"no node computes the tensor {name!r}", code="EQ-M110", place=name, hint=hint)
+        return self.values[name]
+
     def _branch(self, node: onnx.NodeProto) -> None:
         """Take the branch of an `If` whose condition is constant."""
-        condition = self.values[node.input[0]]
+        condition = self.value(node.input[0])
         if not condition.constant:
             place = describe("If", node.name, node.input, node.output)
             hint = "export the model without data-dependent control flow"
@@ -150,11 +167,11 @@ class _Builder:
         branch = attributes_of(node)["then_branch" if bool(condition.tensor.item()) else "else_branch"]
         self.evaluate(branch)
         for name, inner in zip(node.output, branch.output, strict=True):
-            self.values[name] = self.values[inner.name]
+            self.values[name] = self.value(inner.name)
 
     def _node(self, proto: onnx.NodeProto) -> None:
         """Evaluate one ordinary node."""
-        inputs = tuple(self.values[name] if name else None for name in proto.input)
+        inputs = tuple(self.value(name) if name else None for name in proto.input)
         fixed = all(v is None or v.constant for v in inputs)
         if not fixed:
             inputs = tuple(_single_precision(v) for v in inputs)
@@ -169,19 +186,15 @@ class _Builder:
             dtypes=tuple(v.tensor.dtype if v else None for v in inputs),
             opset=self.opset,
         )
-        function = OPERATORS[proto.op_type](node)
-        tensors = [v.tensor if v else None for v in inputs]
         fixed = fixed or proto.op_type in _SHAPE_ONLY
         try:
-            if fixed:
-                result = function(*tensors)
-            else:
-                with self.mode:
-                    result = function(*tensors)
+            function = OPERATORS[proto.op_type](node)
+            with nullcontext() if fixed else self.mode:
+                result = function(*(v.tensor if v else None for v in inputs))
         except EdgeqError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-            raise node.refuse(str(error).strip().splitlines()[0][:200]) from error
+        except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError) as error:
+            raise node.refuse((str(error).strip().splitlines() or [type(error).__name__])[0][:200]) from error
         results = result if isinstance(result, tuple) else (result,)
         names = tuple(proto.output)[: len(results)]
         origin = next((v.origin for v in inputs if v and v.origin and v.tensor.is_floating_point()), "")
@@ -203,14 +216,14 @@ class _Call(nn.Module):
         return self.function(*tensors)
 
 
-class _Program(nn.Module):
+class OnnxProgram(nn.Module):
     """The dynamic part of the graph; returns the outputs and then every intermediate tensor, in order."""
 
     def __init__(self, builder: _Builder, input_names: tuple[str, ...], output_names: tuple[str, ...]) -> None:
         super().__init__()
         self.input_names = input_names
         self.output_names = output_names
-        self.final = [builder.values[name] for name in output_names]
+        self.final = [builder.value(name) for name in output_names]
         self.steps = builder.steps
         self.labels = [(name, step.node.place) for step in self.steps for name in step.outputs]
         self.paths: dict[str, str] = {}
@@ -250,7 +263,7 @@ class _Program(nn.Module):
         return (*(o for o in outputs if o is not None), *computed)
 
 
-def _label(graph: fx.GraphModule, program: _Program) -> fx.GraphModule:
+def _label(graph: fx.GraphModule, program: OnnxProgram) -> fx.GraphModule:
     """Write the file's names into the traced graph and drop the intermediate outputs."""
     output = graph.graph.output_node()
     results = output.args[0]

@@ -224,14 +224,9 @@ def _instance_norm(node: OnnxNode) -> Function:
 
 @operator("GroupNormalization")
 def _group_norm(node: OnnxNode) -> Function:
+    # Opset 21 and later; the form of opset 18, with one scale per group, is withdrawn and refused by the checker.
     groups, eps = int(node.attr("num_groups")), float(node.attr("epsilon", 1e-5))
-    channels = node.shape()[1]
-
-    def per_channel(values: Tensor) -> Tensor:
-        # Opset 18 gives one value per group, opset 21 one per channel.
-        return values if values.numel() == channels else values.repeat_interleave(channels // groups)
-
-    return lambda x, scale, bias: functional.group_norm(x, groups, per_channel(scale), per_channel(bias), eps)
+    return lambda x, scale, bias: functional.group_norm(x, groups, scale, bias, eps)
 
 
 @operator("LayerNormalization", "RMSNormalization")

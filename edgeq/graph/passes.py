@@ -78,9 +78,8 @@ def open_products(gm: fx.GraphModule) -> None:
         copies = dict(zip((n for n in inner.nodes if n.op == "placeholder"), operands, strict=True))
         with gm.graph.inserting_before(node):
             result = gm.graph.graph_copy(inner, copies)
-        for copy in copies.values():
-            if copy.op == "call_function" and "path" not in copy.meta and "path" in node.meta:
-                copy.meta["path"] = node.meta["path"]
+        for copy in set(copies.values()) - set(operands):
+            copy.meta["path"] = node.meta.get("path", "")
         assert isinstance(result, fx.Node)
         supersede(node, result)
 

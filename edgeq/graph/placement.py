@@ -182,9 +182,7 @@ def _mode(node: fx.Node, kind: str, config: QuantConfig, rules: BackendRules) ->
     return mode, ""
 
 
-def _movement(
-    nodes: list[fx.Node], rules: BackendRules, static: set[fx.Node], carriers: set[fx.Node]
-) -> set[fx.Node]:
+def _movement(nodes: list[fx.Node], rules: BackendRules, static: set[fx.Node], carriers: set[fx.Node]) -> set[fx.Node]:
     """Movement nodes in the integer domain: fed by integers only, and read (at some distance) by an integer kernel."""
     fed: set[fx.Node] = set()
     for node in nodes:

@@ -77,11 +77,12 @@ def supersede(old: fx.Node, new: fx.Node) -> None:
 
 def prune(*nodes: fx.Node) -> None:
     """Erase operations that nobody reads, and what only they read."""
-    for node in nodes:
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
         if node.op == "call_function" and not node.users and not node._erased:
-            sources = node.all_input_nodes
+            waiting.extend(node.all_input_nodes)
             node.graph.erase_node(node)
-            prune(*sources)
 
 
 def calls(gm: fx.GraphModule, *targets: object) -> Iterable[fx.Node]:

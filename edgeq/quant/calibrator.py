@@ -11,7 +11,6 @@ from edgeq.errors import DataError, InternalError, ModelError
 from edgeq.quant.statistics import TensorStatistics
 
 
-@torch.no_grad()
 def calibrate(
     graph: fx.GraphModule,
     tensors: Sequence[str],
@@ -61,6 +60,7 @@ class Calibrator(fx.Interpreter):
         self.batches = 0
         self._inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
 
+    @torch.no_grad()
     def observe(self, batch: tuple[Tensor, ...]) -> None:
         """Add one batch; raises as `calibrate`."""
         if len(batch) != self._inputs:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from edgeq.graph.naming import rebuild
@@ -32,7 +32,7 @@ def _to_subpixel(graph: fx.GraphModule, node: fx.Node) -> None:
     `T - 1`. All phases together have the multiplications of the transposed convolution when s divides K.
     """
     weight = constant_of(graph, node.args[1])
-    stride, padding, output_padding, groups, dilation = _geometry(node)
+    stride, padding, groups, dilation = _geometry(node)
     if weight is None or groups != 1 or dilation != (1, 1) or stride[0] != stride[1] or stride[0] == 1:
         return
     s, source, bias = stride[0], node.args[0], node.args[2] if len(node.args) > 2 else None
@@ -82,16 +82,14 @@ def subpixel_weight(weight: Tensor, stride: int) -> tuple[Tensor, tuple[int, int
     return phases.reshape(stride * stride * outputs, inputs, *taps).contiguous(), taps
 
 
-def _geometry(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int, tuple[int, int]]:
-    """Stride, padding, output padding, groups and dilation of an `aten.conv_transpose2d` node."""
-    defaults: list[object] = [[1, 1], [0, 0], [0, 0], 1, [1, 1]]
+def _geometry(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], int, tuple[int, int]]:
+    """Stride, padding, groups and dilation of an `aten.conv_transpose2d` node (output padding shows in its shape)."""
+    defaults: list[Any] = [[1, 1], [0, 0], [0, 0], 1, [1, 1]]
     given = list(node.args[3:])
-    values = given + defaults[len(given) :]
+    stride, padding, _, groups, dilation = given + defaults[len(given) :]
 
-    def pair(value: object) -> tuple[int, int]:
-        numbers = torch.Size(value if isinstance(value, (list, tuple)) else [value])  # type: ignore[arg-type]
-        return (numbers[0], numbers[-1])
+    def pair(value: Any) -> tuple[int, int]:  # noqa: ANN401 - an argument of the graph
+        numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+        return (int(numbers[0]), int(numbers[-1]))
 
-    groups = values[3]
-    assert isinstance(groups, int)
-    return pair(values[0]), pair(values[1]), pair(values[2]), groups, pair(values[4])
+    return pair(stride), pair(padding), int(groups), pair(dilation)

@@ -18,7 +18,9 @@ TFLITE = BackendRules(
         {"linear", "conv2d", "matmul", "add", "mul", "relu", "hardtanh", "gelu", "softmax", "sigmoid", "tanh", "mean"}
         | {"max_pool2d", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d"}
     ),
-    movement=frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze", "cat"}),
+    movement=frozenset(
+        {"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze", "cat"}
+    ),
     # A narrower output range than the input's would clip: the converter requantizes the INPUT to the output's grid.
     same_scale=frozenset({"max_pool2d", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d"}),
     fixed={"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)},
@@ -32,8 +34,9 @@ def tflite_config(scheme: str, observer: str) -> QuantConfig:
     """The rules of a scheme.
 
     `dynamic`: weights of linear layers and convolutions int8 per output channel, their inputs quantized at run time.
-    `static`: the same layers with calibrated int8 inputs and outputs, and GELU, which is a table lookup between two of
-    them; attention, softmax, normalization and the residual stream in float. `integer`: every operation that has an integer kernel.
+    `static`: the same layers with calibrated int8 inputs and outputs, and GELU, a table lookup between two of them;
+    attention, softmax, normalization and the residual stream in float. `integer`: every operation that has an integer
+    kernel.
 
     Args:
         scheme: One of the three.

@@ -1,0 +1,55 @@
+"""Targets (data about hardware) and the runners that execute artifacts; imports no torch, so it runs on the boards.
+
+A new target is a table in `targets.toml`. A new runtime is a file here: `litert` runs TFLite.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ != "edgeq.devices":
+    raise ImportError(f"import edgeq.devices, not {__name__}")
+
+from edgeq.devices.base import Target
+from edgeq.errors import unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Target", "get_target", "targets"]
+
+
+@functools.cache
+def _table() -> dict[str, Target]:
+    with Path(__file__).with_name("targets.toml").open("rb") as file:
+        data = tomllib.load(file)
+    return {name: _target(name, values) for name, values in data.items()}
+
+
+def _target(name: str, values: dict[str, Any]) -> Target:
+    fixed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    fixed["schemes"] = {key: tuple(schemes) for key, schemes in values["schemes"].items()}
+    return Target(name=name, **fixed)
+
+
+def targets() -> dict[str, Target]:
+    """Every target by name, in the order of `targets.toml`."""
+    return dict(_table())
+
+
+def get_target(name: str) -> Target:
+    """The target called `name`, or that has it as an alias; case does not matter.
+
+    Raises:
+        UsageError: EQ-U046 with the nearest known name.
+    """
+    names = {alias: target for target in _table().values() for alias in (target.name, *target.aliases)}
+    found = names.get(name.strip().lower())
+    if found is None:
+        raise unknown_name("device", name, names, code="EQ-U046", command="edgeq devices")
+    return found

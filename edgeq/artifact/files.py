@@ -1,0 +1,109 @@
+"""Writing a bundle's files with bytes that depend on their content alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+EVIDENCE = "evidence.json"
+GOLDEN_INPUTS = "golden/inputs.npz"
+GOLDEN_EXPECTED = "golden/expected.npz"
+RUNNER = "run.py"
+
+Array: TypeAlias = NDArray[Any]
+
+
+def describe_files(folder: Path) -> list[dict[str, Any]]:
+    """`{"path", "bytes", "sha256"}` of every file under `folder` except the manifest, sorted by path."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return [
+        {"path": name, "bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+        for name in names
+        if name != MANIFEST
+    ]
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write `data` with sorted keys; numbers that JSON lacks (NaN, infinity) become null."""
+    text = json.dumps(jsonable(data), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_bytes(f"{text}\n".encode())
+
+
+def write_golden(folder: Path, inputs: Sequence[Sequence[Array]], expected: Sequence[Sequence[Array]]) -> None:
+    """Write golden vectors: one sequence of arrays per vector, each in the model's order of inputs or outputs.
+
+    `golden/inputs.npz` gets `input_0`, `input_1`, ... of shape `(vectors, *shape)`; `golden/expected.npz` likewise
+    `output_0`, ...
+    """
+    (folder / "golden").mkdir(exist_ok=True)
+    for name, prefix, vectors in ((GOLDEN_INPUTS, "input", inputs), (GOLDEN_EXPECTED, "output", expected)):
+        stacked = [np.stack(arrays) for arrays in zip(*vectors, strict=True)]
+        write_arrays(folder / name, {f"{prefix}_{i}": array for i, array in enumerate(stacked)})
+
+
+def write_runner(folder: Path) -> None:
+    """Copy `run.py`, which needs nothing but numpy and the runtime, into `folder`."""
+    shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays as an `.npz` whose bytes depend only on their names, types and values."""
+    # Stored, not deflated: the bytes of deflate differ between versions of zlib.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as store:
+        for name in sorted(arrays):
+            # numpy's own writer happens to store a fixed date too; written out so that it stays that way.
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # zipfile records the building machine's system otherwise
+            with store.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+
+
+def portable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Copy of a JSON value with absolute paths, also behind `--option=`, reduced to their last part."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(portable(item) for item in value)
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        return value
+    option, equals, rest = text.partition("=")
+    if equals and option.startswith("-"):
+        return f"{option}={portable(rest)}"
+    if text.startswith("~"):
+        text = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for unknown users
+    return Path(text).name if Path(text).is_absolute() else text
+
+
+def jsonable(value: Any) -> Any:  # noqa: ANN401 - mappings, sequences, numbers and strings, nested
+    """Copy of `value` in JSON's types: numpy numbers and arrays unpacked, tuples as lists, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

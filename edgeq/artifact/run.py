@@ -1,0 +1,336 @@
+#!/usr/bin/env python3
+"""Run the model in this folder. Needs Python 3.9, numpy and LiteRT: pip install ai-edge-litert (or tflite-runtime).
+
+    python run.py                    compare this machine's results with the golden vectors
+    python run.py photo.jpg x.npy    run images (needs Pillow) or prepared inputs
+    python run.py --bench 100        time it
+
+Exit codes: 0 right; 1 the golden vectors are missed; 2 wrong options; 3 a file cannot be used; 4 a package is absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import json
+import math
+import re
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+try:
+    import numpy as np
+except ImportError:
+    sys.exit("error: numpy is absent\n  try: pip install numpy")
+
+HERE = Path(__file__).resolve().parent
+
+
+class Failure(Exception):
+    """What the user is told, and the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Model:
+    """The `.tflite` file: real arrays in, real arrays out, in the order of the manifest."""
+
+    def __init__(self, manifest: dict[str, Any], threads: int) -> None:
+        path = HERE / model_entry(manifest)["path"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise Failure(f"{path.name} cannot be read: {error.strerror}", 3) from error
+        if hashlib.sha256(content).hexdigest() != model_entry(manifest)["sha256"]:
+            raise Failure(f"{path.name} is not the file that was exported; copy the folder again", 3)
+        try:
+            self.interpreter = runtime().Interpreter(model_content=content, num_threads=threads)
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise Failure(f"{path.name} cannot be loaded: {error}", 3) from error
+        self.inputs = self.ordered("inputs", self.interpreter.get_input_details())
+        self.outputs = self.ordered("outputs", self.interpreter.get_output_details())
+
+    def ordered(self, side: str, details: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tensors in the order of the call: the converter numbers arguments, the file may list them otherwise."""
+        signatures = list(getattr(self.interpreter, "_get_full_signature_list", dict)().values())
+        names = signatures[0].get(side, {}) if len(signatures) == 1 else {}
+        named = {index: name for name, index in names.items()}
+        numbers = [re.fullmatch(r"(?:args|output)_(\d+)", named.get(d["index"], d["name"])) for d in details]
+        keys = [int(n[1]) if n else -1 for n in numbers]
+        if min(keys) < 0:
+            return details
+        return [details[i] for i in sorted(range(len(keys)), key=keys.__getitem__)]
+
+    def place(self, arrays: list[Any]) -> None:
+        """Set the inputs, quantized where the model takes integers."""
+        if len(arrays) != len(self.inputs):
+            raise Failure(f"the model takes {len(self.inputs)} inputs, not {len(arrays)}", 3)
+        for i, info in enumerate(self.inputs):
+            array, (scale, zero) = np.asarray(arrays[i]), info["quantization"]
+            if array.shape != tuple(info["shape"]):
+                raise Failure(f"input {i} must have shape {tuple(info['shape'])}, not {array.shape}", 3)
+            if scale and array.dtype.kind == "f" and np.dtype(info["dtype"]).kind in "iu":
+                limits = np.iinfo(info["dtype"])
+                array = np.rint(array.astype(np.float32) * np.float32(1.0 / scale)) + np.float32(zero)
+                array = np.clip(array, limits.min, limits.max)
+            self.interpreter.set_tensor(info["index"], np.ascontiguousarray(array.astype(info["dtype"])))
+
+    def run(self, arrays: list[Any]) -> list[Any]:
+        """Run once; integer outputs come back as real values."""
+        self.place(arrays)
+        try:
+            self.interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise Failure(f"the model fails on this machine: {error}", 3) from error
+        results = []
+        for info in self.outputs:
+            value, (scale, zero) = np.array(self.interpreter.get_tensor(info["index"])), info["quantization"]
+            if scale and value.dtype.kind in "iu":
+                value = ((value.astype(np.int32) - zero) * np.float32(scale)).astype(np.float32)
+            results.append(value)
+        return results
+
+
+def runtime() -> Any:  # noqa: ANN401 - the runtimes ship no types
+    """The interpreter's module."""
+    for package in ("ai_edge_litert", "tflite_runtime"):
+        if importlib.util.find_spec(package) is not None:
+            return importlib.import_module(f"{package}.interpreter")
+    raise Failure(
+        "LiteRT is absent\n  try: pip install ai-edge-litert  (on older boards: pip install tflite-runtime)", 4
+    )
+
+
+def load_manifest() -> dict[str, Any]:
+    """`manifest.json` beside this file."""
+    try:
+        manifest = json.loads((HERE / "manifest.json").read_bytes())
+        absent = {"files", "golden", "labels", "outputs", "preprocess"} - set(manifest)
+        if absent:
+            raise ValueError(f"it lacks {', '.join(sorted(absent))}")
+        model_entry(manifest)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise Failure(f"manifest.json cannot be used: {error}", 3) from error
+    return dict(manifest)
+
+
+def model_entry(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Path and hash of the model file."""
+    return dict(next(f for f in manifest["files"] if f["path"].endswith(".tflite")))
+
+
+def read_rgb(path: Path) -> Any:  # noqa: ANN401 - Pillow is optional
+    """An image file as upright 8-bit RGB, transparent parts over white."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise Failure("Pillow is absent\n  try: pip install pillow", 4) from error
+    with Image.open(path) as opened:
+        opened.load()
+        image, kind = ImageOps.exif_transpose(opened), opened.format
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        over = Image.new("RGBA", image.size, "white")
+        over.alpha_composite(image.convert("RGBA"))
+        return over.convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        raise Failure(f"{path} has pixels of kind {image.mode}; convert it to 8-bit RGB", 3)
+    return image.convert("RGB")
+
+
+def preprocess(image: Any, how: dict[str, Any]) -> Any:  # noqa: ANN401 - Pillow is optional
+    """RGB image to float32 `(3, height, width)`, bit for bit as edgeq prepared the calibration images."""
+    resample = {"bilinear": 2, "bicubic": 3}[how["interpolation"]]  # Pillow's numbers, the same in all versions
+    if how["resize"] == "squash":
+        image = image.resize((how["width"], how["height"]), resample)
+    else:
+        width, height = (int(how[side] / how["crop_fraction"] + 1e-6) for side in ("width", "height"))
+        if image.width * height <= image.height * width:
+            height = width * image.height // image.width
+        else:
+            width = height * image.width // image.height
+        left, top = round((width - how["width"]) / 2), round((height - how["height"]) / 2)
+        image = image.resize((width, height), resample)
+        image = image.crop((left, top, left + how["width"], top + how["height"]))
+    mean, std = np.array(how["mean"], dtype=np.float32), np.array(how["std"], dtype=np.float32)
+    pixels = (np.asarray(image, dtype=np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def read_input(path: Path, manifest: dict[str, Any], count: int) -> list[Any]:
+    """The model's inputs from an image, a `.npy` (one input) or a `.npz` (`input_0`, ... without the vector axis)."""
+    try:
+        if path.suffix == ".npy":
+            return [np.load(path, allow_pickle=False)]
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as store:
+                return [store[f"input_{i}"] for i in range(count)]
+        if manifest["preprocess"] is None:
+            raise Failure("this model takes no images; give .npy or .npz files", 3)
+        return [preprocess(read_rgb(path), manifest["preprocess"])[None]]
+    except Failure:
+        raise
+    except Exception as error:  # decoders report damage in a dozen ways
+        raise Failure(f"{path}: {error}", 3) from error
+
+
+def sqnr_db(expected: Any, found: Any) -> float:  # noqa: ANN401 - arrays
+    """Variance of `expected` over the mean squared difference, in dB; infinite when equal."""
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    noise = float(np.mean((expected - found) ** 2))
+    if noise == 0:
+        return math.inf
+    signal = 0.0 if expected.min() == expected.max() else float(np.var(expected))
+    return 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf
+
+
+def golden_arrays(name: str, prefix: str, count: int) -> list[Any]:
+    """`PREFIX_0`, `PREFIX_1`, ... of a file of golden vectors, each `(vectors, *shape)`."""
+    try:
+        with np.load(HERE / "golden" / name, allow_pickle=False) as store:
+            return [store[f"{prefix}_{i}"] for i in range(count)]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise Failure(f"golden/{name} cannot be read: {error}", 3) from error
+
+
+def check_golden(model: Model, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Run the golden vectors and compare."""
+    inputs = golden_arrays("inputs.npz", "input", len(model.inputs))
+    expected = golden_arrays("expected.npz", "output", len(model.outputs))
+    worst, same, largest = [], 0, 0.0
+    vectors = len(inputs[0])
+    for v in range(vectors):
+        found = model.run([array[v] for array in inputs])
+        wanted = [array[v] for array in expected]
+        worst.append(min(sqnr_db(wanted[i], found[i]) for i in range(len(found))))
+        largest = max([largest, *(float(np.abs(wanted[i] - found[i]).max()) for i in range(len(found)))])
+        same += int(np.argmax(wanted[0]) == np.argmax(found[0]))
+    median, limits = float(np.median(worst)), manifest["golden"]
+    agrees = manifest["labels"] is None or same >= limits["min_agreement"] * vectors
+    return {
+        "vectors": vectors,
+        "max_difference": largest,
+        "exact": largest == 0,
+        "sqnr_db": {"median": finite(median), "worst": finite(min(worst))},
+        "agreement": same / vectors if manifest["labels"] is not None else None,
+        "limits": limits,
+        "passed": bool(median >= limits["min_sqnr_db"] and agrees),
+    }
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity: null stands for equal."""
+    return round(value, 2) if math.isfinite(value) else None
+
+
+def describe(outputs: list[Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """The five likeliest labels of a classifier, else shape and range of every output."""
+    if manifest["labels"] is None:
+        names = [o["name"] for o in manifest["outputs"]]
+        return {
+            "outputs": [
+                {"name": names[i], "shape": list(a.shape), "min": float(a.min()), "max": float(a.max())}
+                for i, a in enumerate(outputs)
+            ]
+        }
+    scores = outputs[0].astype(np.float64).ravel()
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    best = np.argsort(-scores, kind="stable")[:5]
+    return {"top": [{"label": manifest["labels"][i], "index": int(i), "probability": float(shares[i])} for i in best]}
+
+
+def bench(model: Model, runs: int) -> dict[str, Any]:
+    """Milliseconds of `runs` runs after three untimed ones, on the first golden vector."""
+    model.place([array[0] for array in golden_arrays("inputs.npz", "input", len(model.inputs))])
+    for _ in range(3):
+        model.interpreter.invoke()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        model.interpreter.invoke()
+        times.append(1e3 * (time.perf_counter() - start))
+    p50, p90, p99 = np.percentile(times, (50, 90, 99))
+    return {"unit": "ms", "p50": float(p50), "p90": float(p90), "p99": float(p99), "runs": runs}
+
+
+def show(result: dict[str, Any]) -> None:
+    """The result for people."""
+    for item in result.get("results", []):
+        print(item["file"])
+        for entry in item.get("top", []):
+            print(f"  {entry['probability']:6.1%}  {entry['label']}")
+        for entry in item.get("outputs", []):
+            print(f"  {entry['name']} {entry['shape']}  {entry['min']:.4g} to {entry['max']:.4g}")
+    if "golden" in result:
+        golden = result["golden"]
+        sqnr, share = golden["sqnr_db"], golden["agreement"]
+        quality = "exact" if golden["exact"] else f"SQNR median {sqnr['median']} dB, worst {sqnr['worst']} dB"
+        agreement = "" if share is None else f", same class in {share:.0%}"
+        largest = f"largest difference {golden['max_difference']:.3g}"
+        print(f"golden vectors: {golden['vectors']}, {largest}, {quality}{agreement}")
+        print("passed" if golden["passed"] else f"FAILED: wanted {golden['limits']}")
+    if "latency" in result:
+        latency = result["latency"]
+        print("latency: {p50:.3f} ms median, {p90:.3f} p90, {p99:.3f} p99 of {runs} runs".format(**latency))
+
+
+def main(argv: list[str]) -> int:
+    """Parse options, run, print; returns the exit code."""
+    lines = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(
+        description=lines[0], epilog="\n".join(lines[2:]), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, help="images, .npy or .npz; none: check the golden vectors")
+    parser.add_argument("--bench", type=int, metavar="N", help="time N runs")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the runtime (default 1)")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write the outputs of each file as DIR/NAME.npz")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    if options.threads < 1 or (options.bench is not None and options.bench < 1):
+        parser.error("--threads and --bench take positive numbers")
+    if options.save and not options.files:
+        parser.error("--save needs files to run")
+    result: dict[str, Any] = {"schema": "edgeq.run/1"}
+    try:
+        manifest = load_manifest()
+        model = Model(manifest, options.threads)
+        if options.files:
+            result["results"] = run_files(model, manifest, options.files, options.save)
+        elif options.bench is None:
+            result["golden"] = check_golden(model, manifest)
+        if options.bench is not None:
+            result["latency"] = bench(model, options.bench)
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return failure.code
+    if options.json:
+        print(json.dumps(result, sort_keys=True))
+    else:
+        show(result)
+    return 0 if result.get("golden", {}).get("passed", True) else 1
+
+
+def run_files(model: Model, manifest: dict[str, Any], files: list[Path], save: Path | None) -> list[dict[str, Any]]:
+    """Run every file; outputs are written to `save` when it is given."""
+    results = []
+    for path in files:
+        outputs = model.run(read_input(path, manifest, len(model.inputs)))
+        results.append({"file": str(path), **describe(outputs, manifest)})
+        if save:
+            save.mkdir(parents=True, exist_ok=True)
+            np.savez(save / f"{path.stem}.npz", **{f"output_{i}": a for i, a in enumerate(outputs)})
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

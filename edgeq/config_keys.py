@@ -1,0 +1,194 @@
+"""The settings table: for each key of an export what it accepts, an example and a line of help.
+
+One truth for the validation of `ExportConfig`, the commented file of `edgeq init` and the messages about bad values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from edgeq.errors import unknown_name
+
+FORMATS = ("auto", "tflite")
+BITS = ("w8a8",)
+SCHEMES = MappingProxyType(
+    {
+        "auto": "measure the candidates that the target allows, ship the fastest that holds the fidelity floor",
+        "dynamic": "integer weights; activations are quantized at run time, no calibration",
+        "static": "calibrated integer activations, float islands where they pay (attention, LayerNorm)",
+        "integer": "every matrix product and convolution on calibrated integers, attention included",
+    }
+)
+METHODS = MappingProxyType(
+    {
+        "auto": "let edgeq choose the estimator for each tensor",
+        "minmax": "the full range that calibration saw; no value is clipped",
+        "percentile": "cut rare outliers on both sides: `percentile:P` keeps the share P in (0.5, 1]; 1 equals minmax",
+        "mse": "the range with the least mean squared error of the quantized histogram",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting.
+
+    Args:
+        name: Field of `ExportConfig`.
+        help: One line for people.
+        expected: What a value must be, completing "is not ...".
+        example: A valid value, spelled as in `edgeq.toml`.
+        check: Turns a native value into the field's value; ValueError, TypeError or an EdgeqError when unusable.
+        parse: Turns the text of an environment variable into a native value; ValueError when it cannot be read.
+    """
+
+    name: str
+    help: str
+    expected: str
+    example: str
+    check: Callable[[object], object]
+    parse: Callable[[str], object] = str
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _path(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
+    try:
+        return Path(_text(value)).expanduser()
+    except RuntimeError as exc:  # ~nobody
+        raise ValueError from exc
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+            raise ValueError
+        return value
+
+    return check
+
+
+def _number(low: float) -> Callable[[object], float]:
+    def check(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError
+        try:
+            number = float(value)
+        except OverflowError as exc:
+            raise ValueError from exc
+        if not math.isfinite(number) or number < low:
+            raise ValueError
+        return number
+
+    return check
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _flag_text(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError
+
+
+def _name(kind: str, known: tuple[str, ...]) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if (name := _text(value)) not in known:
+            raise unknown_name(kind, name, known, code="EQ-U007")
+        return name
+
+    return check
+
+
+def _method(value: object) -> str:
+    name, colon, share = _text(value).partition(":")
+    if name not in METHODS or (colon and name != "percentile"):
+        spelled = ("percentile:P" if known == "percentile" else known for known in METHODS)
+        raise unknown_name("method", _text(value), spelled, code="EQ-U007", command="edgeq methods")
+    if name == "percentile" and not 0.5 < float(share) <= 1:
+        raise ValueError
+    return _text(value)
+
+
+def _runs(value: object) -> int | str:
+    return "auto" if value == "auto" else _whole(1)(value)
+
+
+def _runs_text(text: str) -> object:
+    return text if text == "auto" else int(text)
+
+
+_TABLE = (
+    Key("model", "family:variant, a reference name, or a model file", "the name of a model", '"vit_nano"', _text),
+    Key("device", "target, see `edgeq devices`", "the name of a target", '"rpi"', _text),
+    Key("family", "family of a model file, where it cannot be inferred", "the name of a family", '"vit"', _text),
+    Key("weights", "checkpoint to load into a named architecture", "a path", '"model.safetensors"', _path),
+    Key("format", "artifact format", "a format", '"auto"', _name("format", FORMATS)),
+    Key("bits", "widths of weights and activations", "a width", '"w8a8"', _name("bits", BITS)),
+    Key("scheme", "what runs as integers", "a scheme", '"auto"', _name("scheme", tuple(SCHEMES))),
+    Key(
+        "method",
+        "how ranges are chosen, see `edgeq methods`",
+        "a method (for `percentile:P`, P lies in (0.5, 1])",
+        '"percentile:0.9999"',
+        _method,
+    ),
+    Key("calib", "calibration samples: folder, packed .npz or one file", "a path", '"photos"', _path),
+    Key("samples", "number of calibration samples", "a whole number of at least 1", "128", _whole(1), int),
+    Key("data", "labelled data for the task metric", "a path", '"test.npz"', _path),
+    Key("limit", "evaluate at most this many items", "a whole number of at least 1", "1000", _whole(1), int),
+    Key("out", "folder of the artifact; default out/MODEL-DEVICE", "a path", '"out/mine"', _path),
+    Key("exist", "when that folder exists", "a choice", '"fail"', _name("exist", ("fail", "replace"))),
+    Key("dry_run", "decide and report, write nothing", "true or false", "false", _flag, _flag_text),
+    Key(
+        "min_sqnr_db",
+        "floor of the median fidelity to float, in dB",
+        "a number of decibels",
+        "20.0",
+        _number(-1e9),
+        float,
+    ),
+    Key(
+        "max_drop",
+        "largest accepted drop of the metric, in points",
+        "a number of points, at least 0",
+        "0.5",
+        _number(0),
+        float,
+    ),
+    Key("force", "ship although a gate failed", "true or false", "false", _flag, _flag_text),
+    Key("runs", "paired latency runs", '"auto" or a whole number of at least 1', '"auto"', _runs, _runs_text),
+    Key("seed", "seed of every random choice", "a whole number from 0 to 4294967295", "0", _whole(0, 2**32 - 1), int),
+    Key("threads", "CPU threads", "a whole number from 1 to 1024", "4", _whole(1, 1024), int),
+)
+KEYS = MappingProxyType({key.name: key for key in _TABLE})
+PATHS = frozenset(key.name for key in _TABLE if key.check is _path)
+
+
+def template() -> str:
+    """A commented `edgeq.toml` with every key."""
+    lines = [
+        "# Settings of edgeq. Flags and EDGEQ_* variables win over this file; paths are relative to its folder.",
+        "# `edgeq export --show-config` prints every value and where it comes from.",
+        "",
+        "[export]",
+    ]
+    lines += [f"{f'# {key.name} = {key.example}':<36}# {key.help}" for key in _TABLE]
+    lines += ["", "# What changes for one target:", "# [device.rpi4]", "# threads = 2", ""]
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""Build an artifact again from its manifest and compare the bytes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeq.artifact import Artifact, Manifest, describe_files
+from edgeq.bundle import BundleParts, write_artifact_files
+from edgeq.config import ExportConfig
+from edgeq.errors import DataError, ModelError
+from edgeq.pipeline import Stages, build_scheme, prepare
+from edgeq.progress import Progress
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The comparison of a rebuilt artifact with its manifest.
+
+    Args:
+        equal: Files with the same bytes.
+        different: Files whose bytes differ.
+        missing: Files that the rebuild did not write.
+    """
+
+    equal: tuple[str, ...]
+    different: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every file came out the same."""
+        return bool(self.equal) and not self.different and not self.missing
+
+
+def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progress) -> Reproduction:
+    """Rebuild the bundle in `folder` in a scratch folder.
+
+    Args:
+        folder: A bundle.
+        inputs: Where to find `model`, `weights` and `calib` now; None looks for the recorded file name in the current
+            folder and beside the bundle.
+        progress: Where to show the stages.
+
+    Raises:
+        ModelError: The model file is not found, or is another one.
+        DataError: The calibration images are not found, or are others.
+    """
+    manifest = Artifact.open(folder).manifest
+    config = _config(manifest, folder, inputs)
+    stages = Stages(progress)
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+        session = prepare(config, Path(scratch), stages)
+        _same_inputs(
+            manifest, session.adapter.loaded.weights_sha256, [i.sha256 for i in session.samples.calibration_items]
+        )
+        candidate = build_scheme(session, manifest.scheme, Path(scratch), stages)
+        rebuilt = Path(scratch) / "bundle"
+        rebuilt.mkdir()
+        parts = BundleParts(config, session.adapter, session.target, session.samples, candidate, (candidate,), None)
+        write_artifact_files(rebuilt, parts)
+        found = {f["path"]: f["sha256"] for f in describe_files(rebuilt)}
+    recorded = {f["path"]: f["sha256"] for f in manifest.files}
+    return Reproduction(
+        equal=tuple(p for p, h in recorded.items() if found.get(p) == h),
+        different=tuple(p for p, h in recorded.items() if p in found and found[p] != h),
+        missing=tuple(p for p in recorded if p not in found),
+    )
+
+
+def _config(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | None]) -> ExportConfig:
+    """The recorded configuration with today's paths."""
+    values: dict[str, Any] = {**manifest.config, "data": None}
+    for name in ("model", "weights", "calib"):
+        if inputs.get(name) is not None:
+            values[name] = str(inputs[name])
+        elif name in manifest.input_files:
+            values[name] = str(_find(manifest.input_files[name], folder, name))
+    return ExportConfig.from_dict(values)
+
+
+def _find(recorded: str, folder: Path, option: str) -> Path:
+    for place in (Path.cwd(), folder, folder.parent):
+        if (place / recorded).exists():
+            return place / recorded
+    raise ModelError(
+        f"{recorded} is neither here nor beside the bundle",
+        code="EQ-M002",
+        place=recorded,
+        hint=f"edgeq reproduce {folder} --{option} PATH",
+    )
+
+
+def _same_inputs(manifest: Manifest, weights: str, items: list[str]) -> None:
+    if weights != manifest.weights_sha256:
+        raise ModelError(
+            "the model is another one: its weights have a different hash",
+            code="EQ-M023",
+            hint=f"the manifest wants sha256 {manifest.weights_sha256[:16]}...",
+        )
+    if items != [item["sha256"] for item in manifest.calibration]:
+        raise DataError(
+            "the calibration images are others than the manifest lists",
+            code="EQ-D022",
+            hint="give the same folder with --calib, unchanged",
+        )

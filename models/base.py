@@ -1,0 +1,142 @@
+"""What a model family offers the pipeline, and how a command line names a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import fx
+
+from edgeq.errors import ModelError, UsageError, unknown_name
+from edgeq.models import FAMILIES, MODELS
+from edgeq.spec import Preprocess
+
+FILE_SUFFIXES = (".onnx", ".pt", ".pth", ".safetensors", ".pt2")
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which model, as the user named it.
+
+    Args:
+        family: Key of `FAMILIES`.
+        variant: Architecture name, empty for a file that carries its own.
+        path: Model or checkpoint file; None when the weights ship with edgeq.
+    """
+
+    family: str
+    variant: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A float model, captured.
+
+    Args:
+        name: Short name for folders and tables.
+        family: Family name.
+        graph: Canonical graph, batch 1.
+        input_names: Names of the graph's inputs.
+        input_shapes: Shapes `(1, C, H, W)` of the inputs.
+        output_names: Names of its outputs.
+        preprocess: How an image becomes the input.
+        weights_sha256: Hash of the file or of the shipped weights.
+        classes: Class names of a classifier that knows them.
+        source: Description of the origin for the manifest (file name, never a path).
+        import_error: Largest relative output error against onnxruntime (ONNX files), else None.
+    """
+
+    name: str
+    family: str
+    graph: fx.GraphModule
+    input_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    output_names: tuple[str, ...]
+    preprocess: Preprocess
+    weights_sha256: str
+    classes: tuple[str, ...] | None
+    source: str
+    import_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A task metric: how one sample scores, higher is better; the data set's score is the mean, in points of 100."""
+
+    name: str
+    unit: str
+
+
+class ModelAdapter(Protocol):
+    """A model family for one loaded model."""
+
+    loaded: LoadedModel
+    metric: Metric
+    sample_file: Path | None  # calibration images that ship with the model
+
+    def inputs(self, image: Image.Image) -> tuple[NDArray[np.float32], ...]:
+        """Network inputs, batch 1, of one image."""
+
+    def score(self, outputs: Sequence[NDArray[np.float32]], label: int) -> float:
+        """The metric of one sample, given the network's outputs."""
+
+
+def parse_model(name: str, family: str | None, weights: Path | None) -> ModelRequest:
+    """Turn the command line's MODEL into a request.
+
+    Args:
+        name: `family:variant`, a bare known name, or a file.
+        family: The `--family` option.
+        weights: The `--weights` option.
+
+    Raises:
+        UsageError: Unknown name or family, or a family that cannot be inferred.
+        ModelError: The file does not exist.
+    """
+    prefix, _, variant = name.partition(":")
+    if variant and prefix in FAMILIES:
+        return ModelRequest(prefix, variant, _existing(weights))
+    if name in MODELS:
+        return ModelRequest(family or MODELS[name].family, name, _existing(weights))
+    if name.lower().endswith(FILE_SUFFIXES):
+        path = _existing(Path(name))
+        if family is None:
+            raise UsageError(
+                f"the family of {Path(name).name} cannot be told from the file",
+                code="EQ-U013",
+                hint=f"add --family: {', '.join(FAMILIES)}",
+            )
+        return ModelRequest(family, "", path)
+    if Path(name).exists():
+        raise ModelError(
+            f"{name} is not a model file edgeq reads",
+            code="EQ-M001",
+            place=name,
+            hint=f"it reads {', '.join(FILE_SUFFIXES)}",
+        )
+    if variant:
+        raise unknown_name("model family", prefix, FAMILIES, code="EQ-U012", command="edgeq models")
+    raise unknown_name("model", name, MODELS, code="EQ-U014", command="edgeq models")
+
+
+def _existing(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelError(f"{path} {what}", code="EQ-M002", place=str(path), hint="check the path")
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,232 @@
+"""Vision transformers: the shipped `vit_nano`, timm and torchvision architectures with a local checkpoint, ONNX files.
+
+A classifier scores top-1; any other output (features, saliency maps) is judged by its fidelity to float.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, fx, nn
+
+from edgeq.data import preprocess
+from edgeq.errors import MissingError, ModelError, UsageError, unknown_name
+from edgeq.graph.capture import capture
+from edgeq.models import MODELS
+from edgeq.models.base import LoadedModel, Metric, ModelRequest, file_sha256
+from edgeq.models.checkpoint import load_into, load_state_dict
+from edgeq.spec import Preprocess
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_NANO = Preprocess(32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "squash", 1.0, "bilinear")
+
+
+class VitAdapter:
+    """The ViT family for one loaded model."""
+
+    metric = Metric("top1", "%")
+
+    def __init__(self, loaded: LoadedModel, sample_file: Path | None = None) -> None:
+        self.loaded = loaded
+        self.sample_file = sample_file
+
+    def inputs(self, image: Image.Image) -> tuple[NDArray[np.float32], ...]:
+        """The image as `(1, 3, H, W)`, normalized."""
+        return (preprocess(image, self.loaded.preprocess)[np.newaxis],)
+
+    def score(self, outputs: Sequence[NDArray[np.float32]], label: int) -> float:
+        """100 when the largest of the logits `(1, classes)` is the label's, else 0."""
+        return 100.0 * float(int(np.argmax(outputs[0])) == int(label))
+
+
+def load_vit(request: ModelRequest) -> VitAdapter:
+    """Load a ViT.
+
+    Raises:
+        UsageError: Unknown architecture, or weights that do not ship and were not named.
+        ModelError: The file cannot be used.
+        MissingError: The architecture needs timm.
+    """
+    if request.variant == "vit_nano":
+        return _load_nano(request)
+    if request.variant:
+        return _load_architecture(request)
+    if request.path is None:
+        raise UsageError("no model named", code="EQ-U014", hint="edgeq models")
+    if request.path.suffix == ".onnx":
+        return _load_onnx(request.path)
+    if request.path.suffix == ".pt2":
+        return _load_exported(request.path)
+    raise UsageError(
+        f"{request.path.name} holds weights without an architecture",
+        code="EQ-U015",
+        place=request.path.name,
+        hint=f"edgeq export vit:NAME --weights {request.path.name} --device ... (NAME as in timm or torchvision)",
+    )
+
+
+def _load_nano(request: ModelRequest) -> VitAdapter:
+    from edgeq.models.vit_nano import VitNano
+
+    folder = resources.files("edgeq.models") / "weights"
+    with resources.as_file(folder / "vit_nano.safetensors") as shipped:
+        path = request.path or shipped
+        model = VitNano()
+        load_into(model, load_state_dict(path), path)
+        digest = file_sha256(path)
+    graph = capture(model.eval(), (torch.zeros(1, 3, 32, 32),))
+    loaded = _loaded("vit_nano", graph, _NANO, digest, CIFAR10, request.path.name if request.path else "edgeq")
+    with resources.as_file(folder / "vit_nano_samples.npz") as samples:
+        return VitAdapter(loaded, Path(samples))
+
+
+def _load_architecture(request: ModelRequest) -> VitAdapter:
+    name = request.variant
+    if request.path is None:
+        raise UsageError(
+            f"edgeq does not download weights, and those of {name} do not ship with it",
+            code="EQ-U016",
+            hint=f"edgeq export vit:{name} --weights CHECKPOINT.safetensors --device ...",
+        )
+    state = load_state_dict(request.path)
+    model, prepared = _torchvision(name, state) or _timm(name, state)
+    load_into(model, state, request.path)
+    graph = capture(model.eval(), (torch.zeros(1, 3, prepared.height, prepared.width),))
+    return VitAdapter(_loaded(name, graph, prepared, file_sha256(request.path), None, request.path.name))
+
+
+def _torchvision(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess] | None:
+    from torchvision import models
+
+    if name not in models.list_models() or not name.startswith(("vit_", "swin_")):
+        return None
+    head = next((state[k] for k in ("heads.head.weight", "head.weight") if k in state), None)
+    model = models.get_model(name, weights=None, num_classes=1000 if head is None else head.shape[0])
+    transform = models.get_model_weights(name).DEFAULT.transforms()
+    crop = int(transform.crop_size[0])
+    return model, Preprocess(
+        crop,
+        crop,
+        tuple(transform.mean),
+        tuple(transform.std),
+        "crop",
+        crop / int(transform.resize_size[0]),
+        "bicubic" if "bicubic" in str(transform.interpolation) else "bilinear",
+    )
+
+
+def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingError(
+            f"{name} is a timm architecture and timm is not installed",
+            code="EQ-P002",
+            hint="pip install 'edgeq[vit]'",
+        ) from error
+    if not timm.is_model(name):
+        raise unknown_name(
+            "ViT", name, [*MODELS, *timm.list_models("*vit*"), *timm.list_models("deit*")], code="EQ-U014"
+        )
+    head = state.get("head.weight")
+    model = timm.create_model(name, pretrained=False, num_classes=0 if head is None else head.shape[0])
+    config = timm.data.resolve_data_config({}, model=model)
+    return model, Preprocess(
+        config["input_size"][1],
+        config["input_size"][2],
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        "squash" if config.get("crop_mode") == "squash" else "crop",
+        config["crop_pct"],
+        "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+    )
+
+
+def _load_onnx(path: Path) -> VitAdapter:
+    from edgeq.graph.onnx_import import import_onnx
+    from edgeq.graph.parity import check_parity
+
+    imported = import_onnx(path)
+    shape = imported.input_shapes[0]
+    if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
+        raise ModelError(
+            f"a ViT takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
+            code="EQ-M008",
+            place=path.name,
+            hint="edgeq models lists the families and what they take",
+        )
+    report = check_parity(imported, path, seed=0)
+    loaded = LoadedModel(
+        name=path.stem,
+        family="vit",
+        graph=imported.graph,
+        input_names=imported.input_names,
+        input_shapes=imported.input_shapes,
+        output_names=imported.output_names,
+        preprocess=Preprocess(shape[2], shape[3]),
+        weights_sha256=imported.sha256,
+        classes=None,
+        source=path.name,
+        import_error=report.max_rel_error,
+    )
+    return VitAdapter(loaded)
+
+
+def _load_exported(path: Path) -> VitAdapter:
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(
+            f"{path.name} is not a readable torch.export file: {reason}", code="EQ-M006", place=path.name
+        ) from error
+    args = program.example_inputs[0] if program.example_inputs else ()
+    if len(args) != 1 or not isinstance(args[0], Tensor) or args[0].ndim != 4 or args[0].shape[:2] != (1, 3):
+        raise ModelError(
+            f"a ViT takes one image (1, 3, H, W); {path.name} was exported for other inputs",
+            code="EQ-M008",
+            place=path.name,
+            hint="export it with torch.export.export(model.eval(), (torch.zeros(1, 3, H, W),))",
+        )
+    graph = capture(program.module(), (args[0].float(),))
+    prepared = Preprocess(int(args[0].shape[2]), int(args[0].shape[3]))
+    return VitAdapter(_loaded(path.stem, graph, prepared, file_sha256(path), None, path.name))
+
+
+def _loaded(
+    name: str,
+    graph: fx.GraphModule,
+    prepared: Preprocess,
+    digest: str,
+    classes: tuple[str, ...] | None,
+    source: str,
+) -> LoadedModel:
+    outputs = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+    names = tuple(f"output_{i}" for i in range(len(outputs))) if len(outputs) > 1 else ("output",)
+    return LoadedModel(
+        name=name,
+        family="vit",
+        graph=graph,
+        input_names=("image",),
+        input_shapes=((1, 3, prepared.height, prepared.width),),
+        output_names=names,
+        preprocess=prepared,
+        weights_sha256=digest,
+        classes=classes,
+        source=source,
+    )
+
+
+def training_note() -> dict[str, Any]:
+    """How the shipped `vit_nano` weights were trained and what they score."""
+    text = (resources.files("edgeq.models") / "weights" / "vit_nano.json").read_text(encoding="utf-8")
+    note: dict[str, Any] = json.loads(text)
+    return note

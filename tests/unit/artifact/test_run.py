@@ -1,0 +1,194 @@
+"""`run.py` as a user on the board runs it: alone in the bundle's folder."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edgeq.artifact import Artifact
+from edgeq.artifact import run as runner
+from edgeq.data import decode, preprocess
+from edgeq.devices.litert import LiteRtModel
+from edgeq.metrics import sqnr_db
+from edgeq.spec import Preprocess
+from tests.unit.artifact.conftest import Builder
+
+
+def call(bundle: Path, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(bundle / "run.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=bundle.parent)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def answer(bundle: Path, *options: str, code: int = 0) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(call(bundle, "--json", *options, code=code).stdout)
+    assert result["schema"] == "edgeq.run/1"
+    return result
+
+
+def test_golden_vectors_hold_here(build: Builder, tmp_path: Path) -> None:
+    bundle = build(tmp_path / "a")
+    text = call(bundle).stdout
+    assert "golden vectors: 4, largest difference 0, exact, same class in 100%" in text
+    assert text.endswith("passed\n")
+    golden = answer(bundle, "--threads", "2")["golden"]
+    assert golden["passed"]
+    assert golden["vectors"] == 4
+
+
+def test_wrong_kernels_are_noticed(build: Builder, tmp_path: Path) -> None:
+    bundle = build(tmp_path / "a")
+    expected = bundle / "golden" / "expected.npz"
+    with np.load(expected) as store:
+        scores = store["output_0"]
+    np.savez(expected, output_0=scores + 0.05)
+    assert answer(bundle)["golden"]["max_difference"] == pytest.approx(0.05, abs=1e-6)
+    np.savez(expected, output_0=-scores)
+    assert not answer(bundle, code=1)["golden"]["passed"]
+    assert "FAILED" in call(bundle, code=1).stdout
+    np.savez(expected, output_0=np.full_like(scores, np.nan))
+    assert not answer(bundle, code=1)["golden"]["passed"]
+
+
+def test_image_gets_the_labels_that_edgeq_gives(build: Builder, tmp_path: Path) -> None:
+    bundle = build(tmp_path / "a")
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(photo)
+    (result,) = answer(bundle, str(photo))["results"]
+    artifact = Artifact.open(bundle)
+    assert artifact.preprocess is not None
+    image = preprocess(decode(photo.read_bytes(), "photo.png"), artifact.preprocess)
+    (scores,) = LiteRtModel(artifact.model_file).run(image[None])
+    best = int(scores.argmax())
+    labels = artifact.manifest.labels
+    assert labels is not None
+    assert (result["top"][0]["index"], result["top"][0]["label"]) == (best, labels[best])
+    assert sum(entry["probability"] for entry in result["top"]) == pytest.approx(1)
+    assert labels[best] in call(bundle, str(photo)).stdout
+
+
+def test_outputs_of_other_models_are_summarized_and_saved(build: Builder, tmp_path: Path) -> None:
+    bundle = build(tmp_path / "a", labels=None, preprocess=None)
+    with np.load(bundle / "golden" / "inputs.npz") as store:
+        np.save(tmp_path / "x.npy", store["input_0"][1])
+    (result,) = answer(bundle, "x.npy", "--save", "out")["results"]
+    assert result["outputs"][0]["shape"] == [1, 5]
+    with np.load(tmp_path / "out" / "x.npz") as saved, np.load(bundle / "golden" / "expected.npz") as expected:
+        np.testing.assert_array_equal(saved["output_0"], expected["output_0"][1])
+    assert answer(bundle)["golden"]["agreement"] is None
+    (tmp_path / "photo.png").write_bytes(b"")
+    assert "takes no images" in call(bundle, "photo.png", code=3).stderr
+
+
+def test_bench_reports_percentiles(build: Builder, tmp_path: Path) -> None:
+    latency = answer(build(tmp_path / "a"), "--bench", "20")["latency"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+    assert latency["runs"] == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("absent.jpg",), 3),
+        (("text.jpg",), 3),
+        (("wrong.npy",), 3),
+        (("wrong.npz",), 3),
+        (("pickle.npy",), 3),
+        (("--bench", "0"), 2),
+        (("--threads", "x"), 2),
+        (("--save", "x"), 2),
+        (("--nonsense",), 2),
+    ],
+)
+def test_bad_input_is_one_line(build: Builder, tmp_path: Path, options: tuple[str, ...], code: int) -> None:
+    bundle = build(tmp_path / "a")
+    (tmp_path / "text.jpg").write_text("no image")
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 2)))
+    np.savez(tmp_path / "wrong.npz", other=np.zeros(2))
+    np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
+    assert "error:" in call(bundle, *options, code=code).stderr
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "manifest.json", "golden/inputs.npz", "golden/expected.npz"])
+def test_damaged_bundle_is_one_line(build: Builder, tmp_path: Path, name: str) -> None:
+    bundle = build(tmp_path / "a")
+    content = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(content[: len(content) // 2])
+    assert "error:" in call(bundle, code=3).stderr
+    (bundle / name).unlink()
+    assert "error:" in call(bundle, code=3).stderr
+
+
+def test_absent_packages_are_named(build: Builder, tmp_path: Path) -> None:
+    bundle = build(tmp_path / "a")
+    hide = (
+        "import runpy, sys; sys.modules[{!r}] = None; sys.argv = ['run.py', {!r}]; runpy.run_path({!r}, run_name={!r})"
+    )
+    for package, option, words in (("PIL", "x.jpg", "pip install pillow"), ("numpy", "x.npy", "pip install numpy")):
+        code = hide.format(package, option, str(bundle / "run.py"), "__main__")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_runner_is_self_contained(root: Path) -> None:
+    """Standard library, numpy and Pillow only, in the grammar of Python 3.9."""
+    tree = ast.parse((root / "edgeq" / "artifact" / "run.py").read_text(), feature_version=(3, 9))
+    modules = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    modules |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert modules - set(sys.stdlib_module_names) == {"numpy", "PIL"}
+
+
+HOW = st.builds(
+    Preprocess,
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    resize=st.sampled_from(["crop", "squash"]),
+    crop_fraction=st.sampled_from([1.0, 0.875, 0.9, 224 / 232]),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+
+
+@settings(deadline=None)
+@given(HOW, st.integers(1, 90), st.integers(1, 90), st.integers(0, 9))
+def test_preprocessing_equals_edgeq_bit_for_bit(how: Preprocess, width: int, height: int, seed: int) -> None:
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    found = runner.preprocess(image, json.loads(json.dumps(vars(how))))
+    np.testing.assert_array_equal(found, preprocess(image, how))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "PA", "upright"])
+def test_images_are_read_as_edgeq_reads_them(tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    base = Image.fromarray(rng.integers(0, 256, (20, 30, 4), dtype=np.uint8), "RGBA")
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "PA") else "x.png")
+    if mode == "I;16":
+        Image.fromarray(rng.integers(0, 65536, (20, 30), dtype=np.uint16)).save(path)
+    elif mode == "PA":
+        base.convert("P").save(path := tmp_path / "x.gif", transparency=3)
+    elif mode == "upright":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        base.convert("RGB").save(path, exif=exif)
+    else:
+        base.convert("RGB" if mode in ("P", "1", "CMYK") else mode).convert(mode).save(path)
+    expected = decode(path.read_bytes(), path.name)
+    np.testing.assert_array_equal(np.asarray(runner.read_rgb(path)), np.asarray(expected))
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=9), st.floats(-3, 3))
+def test_sqnr_is_that_of_edgeq(values: list[float], shift: float) -> None:
+    expected = np.array(values, dtype=np.float32)
+    assert runner.sqnr_db(expected, expected + np.float32(shift)) == sqnr_db(expected, expected + np.float32(shift))

@@ -1,0 +1,59 @@
+"""Export real models and write what was measured as JSON, the source of the README's tables.
+
+    python tools/bench/export_quality.py --data DATA_FOLDER --vit-s vit_s_focus.onnx
+
+`DATA_FOLDER` holds `cifar10/test.npz` (labelled) and `yolo/images` (photos). Each export runs in a fresh process, so
+that peak memory is its own; within one export, float and quantized are timed in alternation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run_export(arguments: list[str]) -> dict[str, Any]:
+    """Run `edgeq export` in its own process; the summary with the evidence of every candidate added."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "bundle"
+        command = [sys.executable, "-m", "edgeq", "export", *arguments, "--out", str(out), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+        summary: dict[str, Any] = json.loads(done.stdout)
+        evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
+    return {
+        "command": " ".join(["edgeq", "export", *(Path(a).name if "/" in a else a for a in arguments)]),
+        "summary": {k: v for k, v in summary.items() if k not in ("artifact", "files")},
+        "candidates": [{k: v for k, v in c.items() if k != "layers"} for c in evidence["candidates"]],
+        "environment": evidence["environment"],
+        "not_measured": evidence["not_measured"],
+    }
+
+
+def main() -> None:
+    """Export `vit_nano` and, where its file is given, the DINOv2-class ViT-S."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--vit-s", type=Path)
+    args = parser.parse_args()
+    jobs = {"vit_nano": ["vit_nano", "--device", "rpi", "--data", str(args.data / "cifar10" / "test.npz")]}
+    if args.vit_s:
+        photos = str(args.data / "yolo" / "images")
+        jobs["vit_s_focus"] = [str(args.vit_s), "--family", "vit", "--device", "rpi", "--calib", photos]
+    RESULTS.mkdir(exist_ok=True)
+    for name, arguments in jobs.items():
+        result = run_export(arguments)
+        (RESULTS / f"export_{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(name, json.dumps(result["summary"]["fidelity"]), json.dumps(result["summary"]["latency"]))
+
+
+if __name__ == "__main__":
+    main()
