@@ -51,7 +51,7 @@ class ExportConfig:
         exist: What to do when `out` exists.
         dry_run: Decide and report, write nothing.
         min_sqnr_db: Floor of the median fidelity to float in dB.
-        max_drop: Largest accepted drop of the metric in points.
+        max_drop: Largest accepted drop of the metric in points, where `data` is given.
         force: Ship although a gate failed.
         runs: Paired latency runs, or `auto` for as many as the interval needs.
         seed: Seed of every random choice.
@@ -77,7 +77,7 @@ class ExportConfig:
     exist: Literal["fail", "replace"] = "fail"
     dry_run: bool = False
     min_sqnr_db: float = 20.0
-    max_drop: float | None = None
+    max_drop: float = 0.5
     force: bool = False
     runs: int | Literal["auto"] = "auto"
     seed: int = 0
@@ -186,7 +186,7 @@ def resolve_export(
     """Combine all sources into one configuration.
 
     Args:
-        flags: Values from the command line by field name; None means not given.
+        flags: Values from the command line by field name, as text or already converted; None means not given.
         env: The environment; `EDGEQ_<FIELD>` in capitals is read, an empty value counts as absent.
         file: The configuration file, if any.
         target_defaults: Gives the defaults of a target by its name.
@@ -210,7 +210,8 @@ def resolve_export(
             sources[name] = source
 
     for name, value in flags.items():
-        offer(name, value, "MODEL" if name == "model" else f"--{name.replace('_', '-')}")
+        option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+        offer(name, _from_text(name, value, option) if isinstance(value, str) else value, option)
     for name in KEYS:
         variable = f"EDGEQ_{name.upper()}"
         if text := env.get(variable):
@@ -249,13 +250,13 @@ def _checked(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - the
         raise UsageError(message, code="EQ-U004", place=place, hint=f"{name} = {key.example}") from exc
 
 
-def _from_text(name: str, text: str, variable: str) -> object:
+def _from_text(name: str, text: str, source: str) -> object:
     key = KEYS[name]
     try:
         return key.parse(text)
     except ValueError as exc:
-        message = f"{variable}={text!r} is not {key.expected}"
-        raise UsageError(message, code="EQ-U004", place=variable, hint=f"{variable}={key.example}") from exc
+        message = f"{name} = {text!r} is not {key.expected}"
+        raise UsageError(message, code="EQ-U004", place=source, hint=f"{name} = {key.example}") from exc
 
 
 def _beside(path: Path, name: str, value: object) -> object:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -31,6 +32,25 @@ MAX_SIDE_RATIO = 100
 
 Role = Literal["calibration", "evaluation"]
 _OPTION = {"calibration": "--calib", "evaluation": "--data"}
+_VALUE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+)
+_BAD_IMAGE = (
+    *_VALUE_ERRORS,
+    AttributeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)  # how Pillow's decoders report damage
+_BAD_CONTAINER = (*_VALUE_ERRORS, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
@@ -152,19 +172,7 @@ def decode(data: bytes, place: str) -> Image.Image:
         ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _unsuitable(place, "is too large", "scale it down to less than 80 megapixels") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        EOFError,
-        OverflowError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        # Pillow's decoders report damage in all these ways
+    except _BAD_IMAGE as error:
         raise DataError(
             f"{Path(place).name} is damaged or truncated: {error}",
             code="EQ-D053",
@@ -293,18 +301,12 @@ def _file_sha256(file: Path) -> str:
 
 def _open_packed(data: bytes, place: str) -> ImageSource:
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as container:
+            if (bad := container.testzip()) is not None:
+                raise ValueError(f"the checksum of {bad} is wrong")
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files if name in ("jpeg", "offset", "label", "classes")}
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        EOFError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _BAD_CONTAINER as error:
         raise _bad_packed(place, str(error)) from error
     if missing := {"jpeg", "offset"} - arrays.keys():
         raise _bad_packed(place, f"it lacks {' and '.join(sorted(missing))}")

@@ -285,23 +285,21 @@ def measure(session: Session, candidate: Candidate, stages: Stages) -> Candidate
 def choose(
     session: Session, measured: list[Candidate], stages: Stages
 ) -> tuple[Candidate, tuple[Candidate, ...], Evaluation | None]:
-    """The fastest candidate that passes every gate; with `--force`, the fastest of all when none passes.
+    """The first of the ranked candidates that passes every gate; with `--force`, the first of all when none passes.
 
     Raises:
         GateError: None passes.
     """
     judged = {c.scheme: c for c in measured}
-    for candidate in sorted(measured, key=_speed):
-        if candidate.rejected:
-            continue
+    limit = session.config.max_drop
+    for candidate in ranked([c for c in measured if not c.rejected]):
         scored = _evaluate(session, candidate, stages)
-        limit = session.config.max_drop
-        if scored is None or limit is None or scored.drop <= limit:
+        if scored is None or scored.drop <= limit:
             return candidate, tuple(judged.values()), scored
         reason = f"{scored.metric} falls by {scored.drop:.2f} points, more than --max-drop {limit:g}"
         judged[candidate.scheme] = replace(candidate, rejected=(reason,))
     if session.config.force:
-        best = min(judged.values(), key=_speed)
+        best = ranked(list(judged.values()))[0]
         return best, tuple(judged.values()), _evaluate(session, best, stages)
     reasons = "; ".join(f"{c.scheme}: {', '.join(c.rejected)}" for c in judged.values())
     raise GateError(
@@ -312,8 +310,20 @@ def choose(
     )
 
 
-def _speed(candidate: Candidate) -> float:
-    return candidate.latency.ratio if candidate.latency else float("inf")
+def ranked(measured: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates from the fastest on; of those that cannot be told apart in speed, the most faithful first.
+
+    Two candidates are apart when the 95 % intervals of their latency ratios do not overlap.
+    """
+    left = sorted(measured, key=lambda c: c.latency.ratio if c.latency else float("inf"))
+    order: list[Candidate] = []
+    while left:
+        bound = left[0].latency.high if left[0].latency else float("inf")
+        tied = [c for c in left if c is left[0] or c.latency is None or c.latency.low <= bound]
+        tied.sort(key=lambda c: -c.worst_output.median if c.worst_output else float("inf"))
+        order.append(tied[0])
+        left.remove(tied[0])
+    return order
 
 
 def _evaluate(session: Session, candidate: Candidate, stages: Stages) -> Evaluation | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,14 +92,15 @@ def _read_pickle(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "WeightsUnpickler" in str(error) or "Unsupported" in str(error):
-            raise ModelError(
-                f"{path.name} needs code to be unpickled and is refused: {str(error).splitlines()[0][:200]}",
-                code="EQ-M007",
-                place=path.name,
-                hint="load it where you trust it and save `model.state_dict()` as .safetensors",
-            ) from error
-        raise _damaged(path, error) from error
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted is None:
+            raise _damaged(path, error) from error
+        raise ModelError(
+            f"{path.name} runs code when it is unpickled ({wanted[1]}) and is refused",
+            code="EQ-M007",
+            place=path.name,
+            hint="load it where you trust it and save `model.state_dict()` as .safetensors",
+        ) from error
     except Exception as error:
         raise _damaged(path, error) from error
 

@@ -26,8 +26,12 @@ Array: TypeAlias = NDArray[Any]
 
 
 def describe_files(folder: Path) -> list[dict[str, Any]]:
-    """`{"path", "bytes", "sha256"}` of every file under `folder` except the manifest, sorted by path."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    """`{"path", "bytes", "sha256"}` of every file under `folder`, sorted by path.
+
+    The manifest is left out, and so is what lies in hidden folders: scratch that the finished bundle will not hold.
+    """
+    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    names = sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
     return [
         {"path": name, "bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
         for name in names

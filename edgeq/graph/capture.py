@@ -13,7 +13,6 @@ import operator
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +22,7 @@ from edgeq.errors import EdgeqError, ModelError, UsageError
 from edgeq.graph.naming import rebuild
 from edgeq.graph.passes import PASSES
 from edgeq.graph.recognize import annotate_attention, recognize
-from edgeq.graph.rewrite import aten, fetch, path_of, refresh
+from edgeq.graph.rewrite import fetch, path_of, refresh
 
 # Masks legitimately hold infinities; these are the operations that read them.
 _MASK_READERS = ("add", "sub", "where", "masked_fill", "maximum", "minimum", "clamp", "max", "min")

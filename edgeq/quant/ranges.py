@@ -148,7 +148,7 @@ def cell_error(edges: Array, counts: Array, qparams: QParams) -> float:
     u = edges / scale
     nearest = np.clip(np.rint(u), spec.qmin - zero, spec.qmax - zero)
     residue = u - nearest
-    integral = nearest / 12 + residue**3 / 3
+    integral = nearest / 12 + residue * residue * residue / 3  # numpy raises to the power 3 slowly
     width = np.diff(u)
     # a cell much narrower than its distance from 0 would lose the difference of integrals to cancellation
     thin = width < 1e-6 * np.maximum(1.0, np.abs(u[1:]))

@@ -44,7 +44,7 @@ def build(
     return path
 
 
-def node(op: str, inputs: str, outputs: str = "y", **attributes: Any) -> onnx.NodeProto:
+def node(op: str, inputs: str, outputs: str = "y", **attributes: object) -> onnx.NodeProto:
     """A node; inputs and outputs as words, `_` for an absent one."""
     read = ["" if i == "_" else i for i in inputs.split()]
     return helper.make_node(op, read, outputs.split(), name=f"{op}_{outputs.split()[0]}", **attributes)

@@ -132,6 +132,17 @@ def test_masks_may_be_infinite(tmp_path: Path) -> None:
     check_parity(imported, path)
 
 
+def test_tensors_may_have_awkward_names(tmp_path: Path) -> None:
+    names = ["type.weight", "half", "half.weight", "a", "a.b", "/x/y::1", "", "7", "forward"]
+    names = [n for n in names if n]
+    nodes = [node("Mul", f"{'x' if i == 0 else f'h{i - 1}'} {n}", f"h{i}") for i, n in enumerate(names)]
+    constants = {n: np.random.default_rng(i).standard_normal((2, 3)).astype(np.float32) for i, n in enumerate(names)}
+    path = build(tmp_path / "m.onnx", nodes, {"x": (2, 3)}, [f"h{len(names) - 1}"], constants)
+    imported = import_onnx(path)
+    check_parity(imported, path)
+    assert len(imported.graph.state_dict()) == len(names)
+
+
 def test_old_opsets_are_refused(tmp_path: Path) -> None:
     path = build(tmp_path / "m.onnx", [node("Relu", "x")], {"x": (2,)}, ["y"], opset=6)
     assert code_of(path) == "EQ-M115"

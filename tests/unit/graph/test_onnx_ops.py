@@ -41,6 +41,7 @@ class Case:
     types: dict[str, str] = field(default_factory=dict)
     order: str | None = None
     positive: bool = False
+    small: bool = False
 
     def __str__(self) -> str:
         extra = "-".join(f"{k}={v}" for k, v in self.attributes.items())
@@ -57,6 +58,8 @@ CASES: list[Case] = [
     *unary("Sin", "Cos", "Tan", "Sinh", "Cosh", "Atan", "Softplus", "Softsign", "Mish", "HardSwish", "Identity"),
     *unary("Elu", "Celu", "Selu", "LeakyRelu", "HardSigmoid", "ThresholdedRelu", "Dropout", "IsNaN"),
     *unary("Sqrt", "Log", positive=True),
+    *[Case(op, ((2, 3),), small=True) for op in ("Asin", "Acos")],
+    Case("Scatter", ((3, 4), (3, 1)), {"i": np.array([[1], [0], [3]])}, {"axis": 1}, 10, order="x0 i x1"),
     *unary("Gelu", opset=20),
     Case("Gelu", ((2, 5),), attributes={"approximate": "tanh"}, opset=20),
     Case("HardSigmoid", ((2, 5),), attributes={"alpha": 1 / 6, "beta": 0.5}),
@@ -265,6 +268,7 @@ def _write(case: Case, folder: Path) -> tuple[Path, dict[str, Any]]:
     for name, shape in inputs.items():
         kind = case.types.get(name, "float32")
         drawn = RANDOM.standard_normal(shape) * 2 if kind == "float32" else RANDOM.integers(0, 3, shape)
+        drawn = np.tanh(drawn) if case.small else drawn
         feed[name] = (np.abs(drawn) + 0.1 if case.positive else drawn).astype(kind if kind != "bool" else np.bool_)
     return path, feed
 

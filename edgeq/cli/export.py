@@ -1,0 +1,133 @@
+"""`edgeq export MODEL --device TARGET`: the artifact, and how good and how fast it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli.console import Console
+from edgeq.cli.devices import complete_device
+from edgeq.cli.models import complete_model
+from edgeq.cli.options import Settings, command
+from edgeq.config import render_sources
+
+if TYPE_CHECKING:
+    from edgeq.candidate import Candidate
+    from edgeq.pipeline import ExportResult
+
+_PATH = click.Path(path_type=Path)
+
+
+@command(
+    "export",
+    settings=True,
+    examples="""
+    edgeq export vit_nano --device rpi
+    edgeq export my_vit.onnx --family vit --device rpi4 --calib photos --data val --max-drop 0.5
+    edgeq export vit:deit_small_patch16_224 --weights deit.safetensors --device x86 --calib photos
+    """,
+)
+@click.argument("model", required=False, shell_complete=complete_model)
+@click.option("--device", metavar="TARGET", shell_complete=complete_device, help="Where it will run: `edgeq devices`.")
+@click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit.")
+@click.option("--weights", type=_PATH, metavar="FILE", help="Checkpoint of a named architecture (.safetensors, .pth).")
+@click.option(
+    "--calib", type=_PATH, metavar="PATH", help="Photos like those the device will see; a quarter is held out."
+)
+@click.option("--samples", type=int, metavar="N", help="Calibration images at most (default 128).")
+@click.option("--data", type=_PATH, metavar="PATH", help="Labelled data: one folder a class, or a packed .npz.")
+@click.option("--limit", type=int, metavar="N", help="Labelled items at most.")
+@click.option("--format", metavar="NAME", help="File format: auto, tflite.")
+@click.option("--bits", metavar="NAME", help="Weights and activations: w8a8.")
+@click.option("--scheme", metavar="NAME", help="auto (build all, ship the best), dynamic, static, integer.")
+@click.option("--method", metavar="NAME", help="Range of activations: auto, minmax, mse, percentile:P.")
+@click.option("--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (default 20).")
+@click.option(
+    "--max-drop", type=float, metavar="POINTS", help="Largest loss of the task metric on --data (default 0.5)."
+)
+@click.option("--force", is_flag=True, default=None, help="Ship the fastest candidate even if a gate fails.")
+@click.option("--runs", metavar="N", help="Timed pairs of runs (default auto: until the ratio is known within 2 %).")
+@click.option("--out", type=_PATH, metavar="DIR", help="Folder to write (default out/MODEL-DEVICE).")
+@click.option("--exist", metavar="fail|replace", help="When DIR exists (default fail).")
+@click.option("--dry-run", is_flag=True, default=None, help="Say what would be done, and what stays float and why.")
+@click.option("--show-config", is_flag=True, help="Print every setting with its source, and stop.")
+def export(console: Console, settings: Settings, model: str | None, show_config: bool, **flags: object) -> int:
+    """Quantize MODEL for TARGET, measure every candidate, and write the best one as a self-contained folder.
+
+    MODEL is a name (`edgeq models`), family:architecture, or a file (.onnx, .pt2).
+
+    Raises:
+        EdgeqError: Whatever keeps the artifact from being written; nothing is left behind.
+    """
+    config, sources = settings.resolve({"model": model, **flags})
+    if show_config:
+        rows = render_sources(config, sources)
+        console.result_table(("setting", "value", "source"), rows)
+        values = {name: {"value": value, "source": source} for name, value, source in rows}
+        console.emit_json({"schema": "edgeq.config/1", "ok": True, "config": values})
+        return 0
+
+    from edgeq import pipeline  # imports torch
+
+    if config.dry_run:
+        plan = pipeline.dry_run(config, console)
+        console.emit_json(plan)
+        _show_plan(console, plan)
+        return 0
+    result = pipeline.export(config, ["edgeq", *sys.argv[1:]], console)
+    console.emit_json(result.summary)
+    _show(console, result)
+    return 0
+
+
+def _show_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    console.result(
+        f"{plan['model']} for {plan['target']} ({plan['format']}): {plan['calibration_images']} calibration images, "
+        f"{plan['held_out_images']} held out"
+    )
+    for scheme in plan["schemes"]:
+        console.result_table(("operation, mode", "count"), list(scheme["ops"].items()), title=f"\n{scheme['scheme']}")
+        for reason in scheme["float_because"]:
+            console.result(f"  float: {reason}")
+
+
+def _show(console: Console, result: ExportResult) -> None:
+    """The table of candidates, and what to do next."""
+    summary = result.summary
+    rows = [_row(c, c.scheme == summary["scheme"]) for c in result.judged]
+    console.result_table(
+        ("candidate", "size MB", "SQNR dB median", "worst", "time / float", "integer MACs", "verdict"), rows
+    )
+    console.result(
+        f"float: {summary['float_bytes'] / 1e6:.2f} MB, {summary['latency']['float']:.2f} ms on this machine"
+    )
+    if metric := summary["metric"]:
+        low, high = metric["difference_interval"]
+        console.result(
+            f"{metric['name']}: float {metric['float']:.2f}, artifact {metric['quantized']:.2f} "
+            f"(n={metric['n']}, difference {low:+.2f} to {high:+.2f} at 95 %)"
+        )
+    for candidate in result.judged:
+        for reason in candidate.rejected:
+            console.result(f"{candidate.scheme}: {reason}")
+    if not summary["gates"]["passed"]:
+        console.warn("a gate failed and --force shipped the artifact all the same")
+    console.result(f"{result.artifact}  next: python {result.artifact / 'run.py'}, edgeq inspect {result.artifact}")
+
+
+def _row(candidate: Candidate, ships: bool) -> tuple[object, ...]:
+    verdict = "ships" if ships else ("rejected" if candidate.rejected else "slower than the one that ships")
+    worst = candidate.worst_output
+    return (
+        candidate.scheme,
+        round(candidate.bytes / 1e6, 2),
+        None if worst is None else round(worst.median, 1),
+        None if worst is None else round(worst.worst, 1),
+        None if candidate.latency is None else round(candidate.latency.ratio, 3),
+        f"{100 * candidate.read_back.integer_mac_share:.0f} %",
+        verdict,
+    )

@@ -1,0 +1,64 @@
+"""`edgeq inspect BUNDLE`: what is in the file, layer by layer, from the bundle's evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeq.cli.console import Console
+from edgeq.cli.options import command
+
+_PATH = click.Path(path_type=Path)
+
+
+@command("inspect", examples="edgeq inspect out/vit_nano-rpi\nedgeq inspect out/vit_nano-rpi --layers")
+@click.argument("bundle", type=_PATH)
+@click.option("--layers", is_flag=True, help="Every quantized operation, the largest own error first.")
+@click.option("--tensors", is_flag=True, help="Every grid: bits, scale, zero point, where it comes from.")
+def inspect(console: Console, bundle: Path, layers: bool, tensors: bool) -> int:
+    """Show what BUNDLE contains, after checking every file against its hash.
+
+    Raises:
+        InputError: Not a bundle, or a file is damaged.
+    """
+    from edgeq.artifact import Artifact  # imports numpy
+
+    artifact = Artifact.open(bundle.parent if bundle.name == "manifest.json" else bundle)
+    artifact.verify_files()
+    manifest, evidence, plan = artifact.manifest, artifact.evidence(), artifact.plan()
+    shipped = next(c for c in evidence["candidates"] if c["scheme"] == evidence["shipped"])
+    console.result(f"{manifest.model['name']} for {manifest.target}: {manifest.scheme}, {manifest.config['bits']}")
+    console.result_table(
+        ("file", "bytes", "sha256"), [(f["path"], f["bytes"], f["sha256"][:16]) for f in manifest.files]
+    )
+    console.result_table(("operation kernel", "count"), list(shipped["file"]["census"].items()), title="in the file")
+    share = 100 * shipped["file"]["integer_mac_share"]
+    console.result(f"integer multiply-accumulates: {share:.1f} % of {shipped['file']['macs'] / 1e6:.1f} M")
+    console.result(f"weights equal to the plan: {shipped['file']['weights_equal_plan']} of {len(plan.weights())}")
+    floats = [(f["op"], f["count"], f["reason"]) for f in shipped["float_ops"]]
+    console.result_table(("float operation", "count", "reason"), floats, title="\nfloat islands")
+    if layers:
+        rows = [(r["name"], r["op"], r["mode"], _db(r["own_db"]), _db(r["total_db"])) for r in shipped["layers"]]
+        console.result_table(("layer", "op", "mode", "own error dB", "with all before dB"), rows, title="\nlayers")
+    if tensors:
+        grids = [
+            (t.name, t.role, t.qparams.spec.bits, t.qparams.scale.size, float(t.qparams.scale.max()), t.provenance)
+            for t in plan.tensors.values()
+        ]
+        console.result_table(("tensor", "role", "bits", "scales", "largest scale", "from"), grids, title="\ngrids")
+    console.emit_json(
+        {
+            "schema": "edgeq.inspect/1",
+            "ok": True,
+            "manifest": manifest.to_dict(),
+            "candidate": shipped,
+            "plan": plan.to_dict() if tensors else None,
+        }
+    )
+    return 0
+
+
+def _db(value: Any) -> float | None:  # noqa: ANN401 - any JSON number
+    return None if value is None else round(float(value), 1)

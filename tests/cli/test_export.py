@@ -1,0 +1,142 @@
+"""`edgeq export`, `inspect` and `reproduce` on the shipped `vit_nano`: the whole path with its real weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeq.artifact import Artifact
+from edgeq.devices.litert import LiteRtModel
+
+FAST = ["--device", "rpi", "--scheme", "dynamic", "--runs", "5"]
+
+
+def edgeq(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgeq", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    cwd = tmp_path_factory.mktemp("export")
+    done = edgeq("export", "vit_nano", *FAST, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd, json.loads(done.stdout)
+
+
+def test_json_is_the_contract(exported: tuple[Path, dict[str, Any]]) -> None:
+    cwd, summary = exported
+    assert summary["schema"] == "edgeq.export/1"
+    assert summary["ok"] is True
+    assert summary["bits"] == "w8a8"
+    assert summary["fidelity"]["sqnr_db"]["median"] > 30
+    assert summary["fidelity"]["sqnr_db"]["worst"] <= summary["fidelity"]["sqnr_db"]["median"]
+    assert summary["metric"] is None
+    assert summary["latency"]["unit"] == "ms"
+    assert summary["latency"]["ratio"] < 1
+    assert summary["quantized_weights"] == 24  # 3 convolutions, 5 blocks of 4 linear layers, the head
+    assert 0.9 < summary["integer_mac_share"] < 1
+    assert summary["bytes"] < 0.35 * summary["float_bytes"]
+    assert summary["peak_mb"] > 0
+    assert {"load", "build dynamic", "write"} <= set(summary["seconds"])
+    for entry in summary["files"]:
+        assert (cwd / summary["artifact"] / entry["path"]).stat().st_size == entry["bytes"]
+
+
+def test_bundle_holds_what_it_lists_and_nothing_of_this_machine(exported: tuple[Path, dict[str, Any]]) -> None:
+    cwd, summary = exported
+    artifact = Artifact.open(cwd / summary["artifact"])
+    artifact.verify_files()
+    assert artifact.manifest.scheme == "dynamic"
+    assert len(artifact.manifest.calibration) == 75
+    assert artifact.manifest.labels is not None
+    for path in (cwd / summary["artifact"]).rglob("*.json"):
+        assert str(cwd) not in path.read_text(encoding="utf-8")
+    assert sorted(p.name for p in cwd.iterdir()) == ["out"]
+    assert [p.name for p in (cwd / "out").iterdir()] == ["vit_nano-rpi"]
+
+
+def test_golden_vectors_are_what_the_file_computes(exported: tuple[Path, dict[str, Any]]) -> None:
+    cwd, summary = exported
+    artifact = Artifact.open(cwd / summary["artifact"])
+    golden = artifact.golden()
+    model = LiteRtModel(artifact.model_file, threads=1)
+    for image, expected in zip(golden.inputs[0], golden.expected[0], strict=True):
+        np.testing.assert_array_equal(model.run(image)[0], expected)
+
+
+def test_runner_checks_itself_with_nothing_of_edgeq(exported: tuple[Path, dict[str, Any]]) -> None:
+    cwd, summary = exported
+    runner = cwd / summary["artifact"] / "run.py"
+    assert "edgeq" not in {line.split()[1].split(".")[0] for line in runner.read_text().splitlines() if "import " in line}
+    done = subprocess.run([sys.executable, "-I", str(runner)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_evidence_names_every_candidate_and_every_float_operation(exported: tuple[Path, dict[str, Any]]) -> None:
+    cwd, summary = exported
+    evidence = Artifact.open(cwd / summary["artifact"]).evidence()
+    (candidate,) = evidence["candidates"]
+    assert candidate["file"]["missing"] == []
+    assert candidate["file"]["extra"] == []
+    assert {"op": "matmul", "reason": "kept float by the scheme", "count": 10} in candidate["float_ops"]
+    assert len(candidate["layers"]) == 24
+    assert abs(candidate["simulated_sqnr_db"] - summary["fidelity"]["sqnr_db"]["median"]) < 8
+    assert evidence["not_measured"]
+
+
+def test_reproduce_gives_the_same_bytes(exported: tuple[Path, dict[str, Any]]) -> None:
+    cwd, summary = exported
+    done = edgeq("reproduce", summary["artifact"], "--json", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(json.loads(done.stdout)["equal"]) == {f["path"] for f in summary["files"]} - {
+        "evidence.json",
+        "manifest.json",
+    }
+
+
+def test_inspect_shows_kernels_and_reasons(exported: tuple[Path, dict[str, Any]]) -> None:
+    cwd, summary = exported
+    done = edgeq("inspect", summary["artifact"], "--layers", "--tensors", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    for text in ("FULLY_CONNECTED dynamic", "24 of 24", "kept float by the scheme", "blocks_0_attn_qkv", "nearest"):
+        assert text in done.stdout or text == "nearest"
+
+
+def test_existing_folder_is_kept_unless_told_otherwise(exported: tuple[Path, dict[str, Any]]) -> None:
+    cwd, _ = exported
+    done = edgeq("export", "vit_nano", *FAST, cwd=cwd)
+    assert done.returncode == 2
+    assert "--exist replace" in done.stderr
+
+
+def test_gate_refuses_and_leaves_nothing(tmp_path: Path) -> None:
+    done = edgeq("export", "vit_nano", *FAST, "--min-sqnr-db", "99", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    error = json.loads(done.stdout)
+    assert error["code"] == "EQ-G001"
+    assert "below the floor of 99 dB" in error["message"]
+    assert "largest own errors: " in error["message"]
+    assert "--force" in error["hint"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_force_ships_and_records_what_was_missed(tmp_path: Path) -> None:
+    done = edgeq("export", "vit_nano", *FAST, "--min-sqnr-db", "99", "--force", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["gates"]["passed"] is False
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = edgeq("export", "vit_nano", "--device", "rpi4", "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert [s["scheme"] for s in plan["schemes"]] == ["dynamic", "static", "integer"]
+    assert any("layer_norm" in reason for reason in plan["schemes"][2]["float_because"])
+    assert list(tmp_path.iterdir()) == []
