@@ -198,11 +198,11 @@ def judge(candidate: Candidate, min_sqnr_db: float) -> Candidate:
             f"median SQNR {worst.median:.1f} dB is below the floor of {min_sqnr_db:g} dB; largest own errors: {names}"
         )
     latency = candidate.latency
-    if latency is not None and latency.ratio >= 1:
+    if latency is not None and latency.verdict == "slower":
         counts = {k: v for k, v in candidate.read_back.census().items() if k.split()[0] in ("QUANTIZE", "DEQUANTIZE")}
         steps = sum(counts.values())
         rejected.append(
-            f"slower than float: {latency.ratio:.2f} x its time; {steps} conversions between integers and float in "
+            f"slower than float: {latency.ratio:.2f} x its time (95 %: {latency.low:.2f} to {latency.high:.2f}); {steps} conversions between integers and float in "
             f"{candidate.partitions} delegate partitions; float: {_slow_ops(candidate)}"
         )
     return replace(candidate, rejected=tuple(rejected))

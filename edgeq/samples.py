@@ -100,14 +100,14 @@ def collect_samples(config: ExportConfig, adapter: ModelAdapter) -> Samples:
         UsageError: The model ships none and `--calib` is missing.
         DataError: The folder cannot be used.
     """
-    shipped = adapter.sample_file
-    if config.calib is None and shipped is None:
+    path = config.calib or adapter.sample_file
+    if path is None:
         raise UsageError(
             f"{adapter.loaded.name} ships no calibration images",
             code="EQ-U017",
             hint="add --calib FOLDER with some 100 photos like those the device will see",
         )
-    source = open_images(Path(config.calib) if config.calib else shipped, role="calibration")
+    source = open_images(path, role="calibration")
     held_out = min(HELD_OUT, max(1, len(source) // 4))
     chosen, kept = split(source, calibration=config.samples, holdout=held_out, seed=config.seed)
     inputs = [adapter.inputs(source.read(i)) for i in kept]
@@ -129,8 +129,8 @@ def evaluate(
         DataError: No labels, labels the model does not know, or items that calibration has seen.
     """
     source = open_images(Path(str(config.data)), role="evaluation")
-    labels = [item.label for item in source.items]
-    if any(label is None for label in labels):
+    labels = [item.label for item in source.items if item.label is not None]
+    if len(labels) < len(source):
         raise DataError(
             f"{config.data} carries no labels",
             code="EQ-D020",

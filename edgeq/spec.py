@@ -90,12 +90,12 @@ class QuantSpec:
     @property
     def qmin(self) -> int:
         """Lowest code (codes are signed)."""
-        return -(2 ** (self.bits - 1)) + int(self.narrow)
+        return -(1 << (self.bits - 1)) + int(self.narrow)
 
     @property
     def qmax(self) -> int:
         """Highest code."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

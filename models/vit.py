@@ -64,7 +64,12 @@ def load_vit(request: ModelRequest) -> VitAdapter:
     if request.path.suffix == ".onnx":
         return _load_onnx(request.path)
     if request.path.suffix == ".pt2":
-        return _load_exported(request.path)
+        raise ModelError(
+            f"{request.path.name} is refused: loading a torch.export file can run code that it carries",
+            code="EQ-M009",
+            place=request.path.name,
+            hint="where you trust it, write ONNX: torch.onnx.export(torch.export.load(FILE), dynamo=True).save(...)",
+        )
     raise UsageError(
         f"{request.path.name} holds weights without an architecture",
         code="EQ-U015",
@@ -126,6 +131,7 @@ def _torchvision(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Prepro
 def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
     try:
         import timm
+        from timm.data.config import resolve_data_config
     except ImportError as error:
         raise MissingError(
             f"{name} is a timm architecture and timm is not installed",
@@ -138,7 +144,7 @@ def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
         )
     head = state.get("head.weight")
     model = timm.create_model(name, pretrained=False, num_classes=0 if head is None else head.shape[0])
-    config = timm.data.resolve_data_config({}, model=model)
+    config: dict[str, Any] = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
     return model, Preprocess(
         config["input_size"][1],
         config["input_size"][2],
@@ -178,27 +184,6 @@ def _load_onnx(path: Path) -> VitAdapter:
         import_error=report.max_rel_error,
     )
     return VitAdapter(loaded)
-
-
-def _load_exported(path: Path) -> VitAdapter:
-    try:
-        program = torch.export.load(path)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(
-            f"{path.name} is not a readable torch.export file: {reason}", code="EQ-M006", place=path.name
-        ) from error
-    args = program.example_inputs[0] if program.example_inputs else ()
-    if len(args) != 1 or not isinstance(args[0], Tensor) or args[0].ndim != 4 or args[0].shape[:2] != (1, 3):
-        raise ModelError(
-            f"a ViT takes one image (1, 3, H, W); {path.name} was exported for other inputs",
-            code="EQ-M008",
-            place=path.name,
-            hint="export it with torch.export.export(model.eval(), (torch.zeros(1, 3, H, W),))",
-        )
-    graph = capture(program.module(), (args[0].float(),))
-    prepared = Preprocess(int(args[0].shape[2]), int(args[0].shape[3]))
-    return VitAdapter(_loaded(path.stem, graph, prepared, file_sha256(path), None, path.name))
 
 
 def _loaded(

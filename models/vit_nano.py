@@ -31,7 +31,8 @@ class Attention(nn.Module):
         # Written out: the fused kernel's CPU backward takes a third of the training time.
         scores = (query * (width // self.heads) ** -0.5) @ key.transpose(-2, -1)
         mixed = scores.softmax(dim=-1) @ value
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return out
 
 
 class Mlp(nn.Module):
@@ -44,7 +45,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the two layers to every token."""
-        return self.fc2(functional.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return out
 
 
 class Block(nn.Module):
@@ -60,7 +62,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attention and MLP, each added to the residual stream."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class VitNano(nn.Module):
@@ -90,4 +93,5 @@ class VitNano(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return class logits for a batch of normalized images."""
         tokens = self.stem(image).flatten(2).transpose(1, 2) + self.position
-        return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+        logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+        return logits

@@ -41,7 +41,7 @@ class _Recorder(fx.Interpreter):
         self.wanted = wanted
         self.values: dict[str, Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - as in the base class
+    def run_node(self, n: fx.Node) -> Any:
         """Run one node, keeping its value if it was asked for."""
         value = super().run_node(n)
         if n.name in self.wanted and isinstance(value, Tensor):
@@ -59,12 +59,16 @@ def layer_fidelity(
         legalized: Its quantization.
         inputs: Network inputs; two or three are enough to rank.
     """
-    chosen = {n: o for n, o in legalized.plan.ops.items() if o.mode != "float"}
-    sums: dict[str, list[float]] = {name: [0.0, 0.0] for name in chosen}
     simulated = {n.name: n for n in legalized.simulation.graph.nodes}
     reference_nodes = {n.name: n for n in graph.graph.nodes}
+    chosen = {n: o for n, o in legalized.plan.ops.items() if o.mode != "float"}
+    # An activation that its producer's kernel absorbs is judged together with it, under the producer's name.
+    owners = {n: reference_nodes[n].all_input_nodes[0].name for n in legalized.absorbed}
+    chosen = {n: o for n, o in chosen.items() if n not in owners.values()}
+    sums: dict[str, list[float]] = {name: [0.0, 0.0] for name in chosen}
     for example in inputs:
-        feeding = {p.name for name in chosen for p in reference_nodes[name].all_input_nodes}
+        feeding = {p.name for name in [*chosen, *owners.values()] for p in reference_nodes[name].all_input_nodes}
+        feeding -= set(owners.values())
         exact = _Recorder(graph, set(chosen) | feeding)
         network = _Recorder(legalized.simulation, set(chosen))
         with torch.no_grad():
@@ -76,21 +80,25 @@ def layer_fidelity(
                 sums[name][0] += sqnr_db(truth.numpy(), forced.numpy())
                 sums[name][1] += sqnr_db(truth.numpy(), network.values[name].numpy())
     count = max(1, len(inputs))
-    rows = [LayerFidelity(n, o.op, o.mode, sums[n][0] / count, sums[n][1] / count) for n, o in chosen.items()]
+    rows = []
+    for name, op in chosen.items():
+        owner = legalized.plan.ops.get(owners.get(name, ""), op)
+        kind = op.op if owner is op else f"{owner.op}+{op.op}"
+        rows.append(LayerFidelity(owner.name, kind, op.mode, sums[name][0] / count, sums[name][1] / count))
     return sorted(rows, key=lambda row: row.own_db)
 
 
 def _run_alone(graph: fx.GraphModule, node: fx.Node, exact: dict[str, Tensor]) -> Tensor:
     """Evaluate `node` with its own quantizers on exact inputs, from the ancestors whose float value is known."""
 
-    def value_of(argument: Any) -> Any:  # noqa: ANN401 - any argument of a node
+    def value_of(argument: Any) -> Any:
         if not isinstance(argument, fx.Node):
             return argument
         if argument.name in exact:
             return exact[argument.name]
         return compute(argument)
 
-    def compute(current: fx.Node) -> Any:  # noqa: ANN401 - whatever the operation yields
+    def compute(current: fx.Node) -> Any:
         if current.op == "get_attr":
             return fetch(graph, str(current.target))
         args = fx.node.map_arg(current.args, value_of)
@@ -104,5 +112,6 @@ def _run_alone(graph: fx.GraphModule, node: fx.Node, exact: dict[str, Tensor]) -
             target: Any = user.target
             follower = next(iter(user.users))
             restore: Any = follower.target
-            return restore(target(result, *user.args[1:]), *follower.args[1:])
+            result = restore(target(result, *user.args[1:]), *follower.args[1:])
+            break
     return result

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers torch.ops.quantized_decomposed)
+from torch.ao.quantization.fx import _decomposed
 
 from edgeq.errors import InternalError
 from edgeq.graph.kinds import op_kind
@@ -42,11 +42,13 @@ class Legalized:
         plan: The decisions.
         emission: Graph for the converter.
         simulation: Graph that computes what the runtime will compute, up to rounding flips.
+        absorbed: Activations that run inside the kernel of the operation before them.
     """
 
     plan: QuantPlan
     emission: fx.GraphModule
     simulation: fx.GraphModule
+    absorbed: frozenset[str] = frozenset()
 
 
 def legalize(
@@ -80,7 +82,7 @@ def legalize(
         simulation = copy.deepcopy(emission)
         _insert_dynamic(simulation, placement)
         simulation.recompile()
-    return Legalized(plan, emission, simulation)
+    return Legalized(plan, emission, simulation, placement.absorbed)
 
 
 def _activation_grids(
@@ -97,7 +99,7 @@ def _activation_grids(
         root = placement.groups[name]
         if root in placement.fixed:
             scale, zero_point = placement.fixed[root]
-            qparams = QParams(spec, np.float32(scale), np.int32(zero_point))
+            qparams = QParams(spec, np.array(scale, np.float32), np.array(zero_point, np.int32))
             provenance = f"fixed by {rules.name}"
         else:
             low, high = min(r[0] for r in ranges[root]), max(r[1] for r in ranges[root])
@@ -167,7 +169,7 @@ def _materialize_scalar(graph: fx.GraphModule, node: fx.Node) -> None:
             continue
         magnitude = abs(float(value)) or 1.0
         spec = QuantSpec(symmetric=True, narrow=True)
-        qparams = QParams(spec, np.float32(magnitude / spec.qmax), np.int32(0))
+        qparams = QParams(spec, np.array(magnitude / spec.qmax, np.float32), np.array(0, np.int32))
         name = f"{node.name}_scalar"
         graph.register_buffer(name, torch.tensor([float(value)]))
         with graph.graph.inserting_before(node):

@@ -87,7 +87,10 @@ def _identifier(path: str) -> str:
 def _free_path(wish: str, taken: set[str]) -> str:
     """`wish` with only word characters and dots, numbered until neither it nor a part of it is another tensor."""
     parts = [re.sub(r"\W+", "_", part).strip("_") for part in wish.split(".")]
-    path = ".".join(f"{part}_" if part in _RESERVED else part for part in parts if part) or "constant"
+    safe = [f"{part}_" if part in _RESERVED or keyword.iskeyword(part) else part for part in parts if part]
+    path = ".".join(safe) or "constant"
+    if any(path.startswith(f"{t}.") for t in taken):  # nothing can be stored below a tensor
+        path = path.replace(".", "_")
     free, count = path, 0
     while _collides(free, taken):
         count += 1

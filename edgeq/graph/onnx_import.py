@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -211,9 +211,10 @@ class _Call(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, *tensors: Tensor | None) -> Any:
+    def forward(self, *tensors: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         """Run the node."""
-        return self.function(*tensors)
+        result: Tensor | tuple[Tensor, ...] = self.function(*tensors)
+        return result
 
 
 class OnnxProgram(nn.Module):

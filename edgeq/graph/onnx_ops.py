@@ -21,6 +21,7 @@ from edgeq.errors import ModelError
 
 Function = Callable[..., Any]
 Builder = Callable[["OnnxNode"], Function]
+Operand = Any  # a tensor or a number, at least one of two a tensor
 
 OPERATORS: dict[str, Builder] = {}
 
@@ -71,7 +72,7 @@ class OnnxNode:
         """Number of axes of input `index`."""
         return len(self.shape(index))
 
-    def attr(self, name: str, default: Any = None) -> Any:
+    def attr(self, name: str, default: object = None) -> Any:
         """Attribute `name`, or `default`."""
         return self.attributes.get(name, default)
 
@@ -147,18 +148,18 @@ def _binary(compute: Callable[[Any, Any], Tensor]) -> Builder:
     return build
 
 
-def _divide(a: Any, b: Any) -> Tensor:
+def _divide(a: Operand, b: Operand) -> Tensor:
     """ONNX division: integers truncate towards zero."""
     whole = all(isinstance(v, int) or (isinstance(v, Tensor) and not v.is_floating_point()) for v in (a, b))
     return torch.div(a, b, rounding_mode="trunc") if whole else torch.div(a, b)
 
 
-def _subtract(a: Any, b: Any) -> Tensor:
+def _subtract(a: Operand, b: Operand) -> Tensor:
     """Difference that also takes a number on the left."""
     return torch.rsub(b, a) if not isinstance(a, Tensor) else torch.sub(a, b)
 
 
-def _reciprocal_times(a: Any, b: Any) -> Tensor:
+def _reciprocal_times(a: Operand, b: Operand) -> Tensor:
     """Quotient that also takes a number on the left."""
     if isinstance(a, Tensor) or not b.is_floating_point():
         return _divide(a, b)

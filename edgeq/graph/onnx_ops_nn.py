@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -337,7 +336,7 @@ def _resize_nearest(node: OnnxNode, sizes: list[int], scales: list[float]) -> Fu
         goal = sizes[2:]
         return lambda x, *_: functional.interpolate(x, size=goal, mode="nearest")
 
-    def run(x: Tensor, *_: Any) -> Tensor:
+    def run(x: Tensor, *_: Tensor | None) -> Tensor:
         for axis, index in rows.items():
             x = x.index_select(axis, torch.tensor(index))
         return x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +110,7 @@ def _slice(node: OnnxNode) -> Function:
         axis = node.axis(axis)
         cuts.append((axis, range(node.shape()[axis])[slice(start, None if end < -(2**62) else end, step)]))
 
-    def run(x: Tensor, *_: Any) -> Tensor:
+    def run(x: Tensor, *_: Tensor | None) -> Tensor:
         for axis, rows in cuts:
             x = _take(x, axis, rows)
         return x
@@ -300,7 +299,7 @@ def _one_hot(node: OnnxNode) -> Function:
     line = torch.arange(depth).reshape([depth if a == axis else 1 for a in range(rank)])
     dtype = node.dtypes[2]
 
-    def run(index: Tensor, *_: Any) -> Tensor:
+    def run(index: Tensor, *_: Tensor | None) -> Tensor:
         place = index.to(torch.int64).unsqueeze(axis)
         hit = torch.logical_or(place == line, place == line - depth)
         return torch.where(hit, torch.tensor(on, dtype=dtype), torch.tensor(off, dtype=dtype))

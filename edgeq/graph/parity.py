@@ -137,7 +137,7 @@ class _Tracker(fx.Interpreter):
         self.expected = expected
         self.errors: dict[str, tuple[float, str]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         """Run one node and note how far it is off."""
         value = super().run_node(n)
         name = str(n.meta.get("onnx_name", ""))

@@ -50,6 +50,7 @@ _SAME_IF_UNCHANGED = (
     aten.reshape.default,
     aten.slice.Tensor,
     aten.type_as.default,
+    aten.constant_pad_nd.default,
 )
 _ASSERTS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten.sym_constrain_range.default)
 # A folded constant may outgrow what it was made of only up to this many values (16 MB of float32).
@@ -69,7 +70,7 @@ def open_products(gm: fx.GraphModule) -> None:
         operands = node.all_input_nodes
         inputs = [torch.empty(shape_of(n), dtype=n.meta["val"].dtype) for n in operands]
 
-        def compute(*tensors: torch.Tensor, node: fx.Node = node, operands: list[fx.Node] = operands) -> Any:
+        def compute(*tensors: torch.Tensor, node: fx.Node = node, operands: list[fx.Node] = operands) -> object:
             values = dict(zip(operands, tensors, strict=True))
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             return cast("Callable[..., Any]", node.target)(*args, **kwargs)
@@ -110,6 +111,8 @@ def _unchanged(node: fx.Node, source: fx.Node) -> bool:
     if node.target is aten.permute.default:
         axes = [number(a) % before.dim() for a in cast("list[int]", node.args[1])]
         return axes == sorted(axes)
+    if node.target is aten.constant_pad_nd.default:
+        return not any(cast("list[int]", node.args[1]))
     if node.target is aten.slice.Tensor:
         return len(node.args) < 5 or bool(node.args[4] == 1)
     return True

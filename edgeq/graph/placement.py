@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import fx
+from torch import Tensor, fx
 
 from edgeq.graph.kinds import op_kind
 from edgeq.spec import Mode, OpPlan, QuantConfig, QuantSpec
@@ -52,6 +52,7 @@ class Placement:
         produced: Of these, the tensors that an integer kernel produces.
         groups: Representative of each tensor's shared-grid group.
         fixed: Grid dictated by the runtime, by representative.
+        absorbed: Quantized activations that the operation before them absorbs.
     """
 
     ops: Mapping[str, OpPlan]
@@ -60,6 +61,7 @@ class Placement:
     produced: frozenset[str]
     groups: Mapping[str, str]
     fixed: Mapping[str, tuple[float, int]]
+    absorbed: frozenset[str]
 
 
 @dataclass
@@ -113,6 +115,7 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
         produced=frozenset(n.name for n in carriers | moved),
         groups={name: groups.find(name) for name in specs},
         fixed=fixed,
+        absorbed=frozenset(n.name for n in absorbed if ops[n.name].mode != "float"),
     )
 
 
@@ -125,7 +128,7 @@ def data_operands(node: fx.Node, weighted: bool) -> list[fx.Node]:
 def is_floating(node: fx.Node) -> bool:
     """Whether `node` produces a floating-point tensor."""
     value = node.meta.get("val")
-    return hasattr(value, "dtype") and bool(value.dtype.is_floating_point)
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def weight_of(node: fx.Node) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import Argument
 
 from edgeq.errors import ModelError
 
@@ -54,11 +55,11 @@ def path_of(node: object) -> str:
 
 
 def call(
-    gm: fx.GraphModule, target: Callable[..., Any], *args: Any, before: fx.Node, like: fx.Node | None = None
+    gm: fx.GraphModule, target: Callable[..., Any], *args: object, before: fx.Node, like: fx.Node | None = None
 ) -> fx.Node:
     """A new operation before `before`, with its provenance taken from `like` (default `before`)."""
     with gm.graph.inserting_before(before):
-        node = gm.graph.call_function(target, args)
+        node = gm.graph.call_function(target, cast("tuple[Argument, ...]", args))
     source = like or before
     node.meta = {k: v for k, v in source.meta.items() if k not in ("val", "tensor_meta", *_HANDED_DOWN)}
     return node

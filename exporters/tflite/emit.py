@@ -55,7 +55,7 @@ def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantP
             ) from error
 
 
-def _conversion_mode(plan: QuantPlan | None) -> Any:  # noqa: ANN401 - the converter is untyped
+def _conversion_mode(plan: QuantPlan | None) -> Any:
     if plan is None or not plan.tensors:
         return None
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config

@@ -49,7 +49,7 @@ def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
 class _Reader:
     """Walks the main subgraph of a parsed model."""
 
-    def __init__(self, model: Any, schema: Any) -> None:  # noqa: ANN401 - generated, untyped
+    def __init__(self, model: Any, schema: Any) -> None:
         self.model = model
         self.graph = model.subgraphs[0]
         self.int8 = schema.TensorType.INT8
@@ -57,10 +57,11 @@ class _Reader:
         self.int16 = schema.TensorType.INT16
         self.names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 
-    def op_name(self, op: Any) -> str:  # noqa: ANN401
+    def op_name(self, op: Any) -> str:
         code = self.model.operatorCodes[op.opcodeIndex]
         number = max(code.builtinCode, code.deprecatedBuiltinCode)
-        return code.customCode.decode() if code.customCode else self.names[number]
+        name: str = code.customCode.decode() if code.customCode else self.names[number]
+        return name
 
     def constant(self, index: int) -> NDArray[np.uint8] | None:
         if index < 0:

@@ -88,7 +88,7 @@ def _geometry(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], int, tup
     given = list(node.args[3:])
     stride, padding, _, groups, dilation = given + defaults[len(given) :]
 
-    def pair(value: Any) -> tuple[int, int]:  # noqa: ANN401 - an argument of the graph
+    def pair(value: Any) -> tuple[int, int]:
         numbers = list(value) if isinstance(value, (list, tuple)) else [value]
         return (int(numbers[0]), int(numbers[-1]))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgeq.errors import UsageError, unknown_name
 from edgeq.graph.placement import BackendRules
-from edgeq.spec import OpConfig, PerChannel, PerTensor, QuantConfig, QuantRule, QuantSpec
+from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, QuantConfig, QuantRule, QuantSpec
 
 TFLITE = BackendRules(
     name="TFLite",
@@ -57,7 +57,7 @@ def tflite_config(scheme: str, observer: str) -> QuantConfig:
         raise unknown_name("scheme", scheme, ("auto", *SCHEMES), code="EQ-U005")
     if scheme == "integer":
         return QuantConfig(OpConfig("static", weight, activation))
-    mode = "dynamic" if scheme == "dynamic" else "static"
+    mode: Mode = "dynamic" if scheme == "dynamic" else "static"
     base = OpConfig("float", weight, activation)
     layers = ("linear", "conv2d") if scheme == "dynamic" else ("linear", "conv2d", "gelu")
     return QuantConfig(base, tuple(QuantRule(op=kind, mode=mode) for kind in layers))

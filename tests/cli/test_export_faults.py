@@ -61,7 +61,7 @@ def test_unusable_model_files(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
     refused("EQ-M110", 3, "text.onnx", "--family", "vit", "--device", "rpi", cwd=tmp_path)
     (tmp_path / "text.pt2").write_text("not a model")
-    refused("EQ-M006", 3, "text.pt2", "--family", "vit", "--device", "rpi", cwd=tmp_path)
+    refused("EQ-M009", 3, "text.pt2", "--family", "vit", "--device", "rpi", cwd=tmp_path)
     (tmp_path / "notes.txt").write_text("not a model")
     refused("EQ-M001", 3, "notes.txt", "--device", "rpi", cwd=tmp_path)
     (tmp_path / "w.safetensors").write_bytes(b"x" * 100)

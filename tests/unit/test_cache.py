@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import fx, nn
 
 import edgeq.cache
-from edgeq.cache import cache_dir, cache_key, load, store
+from edgeq.cache import cache_dir, cache_key, calibration_key, load, store
 from edgeq.errors import InternalError
 from edgeq.quant.statistics import TensorStatistics
+from edgeq.spec import Preprocess
 
 PARTS: dict[str, Any] = {
     "weights": "ab" * 32,
@@ -108,6 +112,51 @@ def test_what_has_no_canonical_form_is_refused(part: object) -> None:
     with pytest.raises(InternalError) as caught:
         cache_key([part])
     assert caught.value.code == "EQ-Z022"
+
+
+class Scaled(nn.Module):
+    """A weight used by name, as captured graphs do."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(values, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+def test_calibration_keys_follow_everything_calibration_depends_on() -> None:
+    size = Preprocess(8, 8)
+
+    def key(values: object = (1.0, 2.0), dtype: torch.dtype = torch.float32, **changes: object) -> str:
+        graph = fx.symbolic_trace(Scaled(torch.tensor(values, dtype=dtype)))
+        arguments: dict[str, Any] = {"tensors": ["mul", "x"], "items": ["11", "22"], "preprocess": size, **changes}
+        return calibration_key(graph, **arguments)
+
+    assert key() == key() == key(tensors=["x", "mul"])
+    others = [
+        key((1.0, 2.0000002)),
+        key(((1.0, 2.0),)),
+        key(dtype=torch.bfloat16),
+        key(3.0),
+        key(tensors=["mul"]),
+        key(items=["22", "11"]),
+        key(items=["11"]),
+        key(preprocess=replace(size, crop_fraction=0.9)),
+        key(preprocess=replace(size, interpolation="bilinear")),
+        key(preprocess=replace(size, std=(0.229, 0.224, 0.226))),
+    ]
+    assert len({key(), *others}) == len(others) + 1
+
+
+def test_calibration_keys_follow_the_operations() -> None:
+    graph = fx.symbolic_trace(Scaled(torch.ones(2)))
+    before = calibration_key(graph, ["mul"], [], Preprocess(8, 8))
+    for node in graph.graph.nodes:
+        if node.name == "mul":
+            node.target = operator.add
+    graph.recompile()
+    assert calibration_key(graph, ["mul"], [], Preprocess(8, 8)) != before
 
 
 def test_round_trip(folder: Path, statistics: dict[str, TensorStatistics]) -> None:

@@ -133,7 +133,7 @@ def test_masks_may_be_infinite(tmp_path: Path) -> None:
 
 
 def test_tensors_may_have_awkward_names(tmp_path: Path) -> None:
-    names = ["type.weight", "half", "half.weight", "a", "a.b", "/x/y::1", "", "7", "forward"]
+    names = ["type.weight", "half", "half.weight", "class.in", "a", "a.b", "/x/y::1", "", "7", "forward"]
     names = [n for n in names if n]
     nodes = [node("Mul", f"{'x' if i == 0 else f'h{i - 1}'} {n}", f"h{i}") for i, n in enumerate(names)]
     constants = {n: np.random.default_rng(i).standard_normal((2, 3)).astype(np.float32) for i, n in enumerate(names)}

@@ -148,7 +148,9 @@ def test_other_norms_stay(function: Function) -> None:
 
 
 def test_what_reads_the_plain_norm_too_keeps_it() -> None:
-    function: Function = lambda x: (n := NORMS["plain"](x)) * GAIN + n  # noqa: E731
+    def function(x: Tensor) -> Tensor:
+        return (n := NORMS["plain"](x)) * GAIN + n
+
     x = torch.randn(2, 3, WIDTH)
     graph = capture(Call(function), (x,))
     assert count_ops(graph) == {"add": 1, "layer_norm": 1, "mul": 1}

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers torch.ops.quantized_decomposed)
+from torch.ao.quantization.fx import _decomposed
 
 from edgeq.errors import UsageError
 from edgeq.quant.uniform import SCALE_RATIO_FLOOR, dequantize, fake_quantize, qparams_from_range, quantize
 from edgeq.spec import PerChannel, PerGroup, QParams, QuantSpec
 
-OPS = torch.ops.quantized_decomposed
+OPS = getattr(torch.ops, _decomposed.quantized_decomposed_lib.ns)  # importing the module registers them
 REALS = st.floats(-1e6, 1e6, width=32)
 SPECS = st.builds(QuantSpec, bits=st.sampled_from([2, 4, 8, 16]), symmetric=st.booleans(), narrow=st.booleans())
 

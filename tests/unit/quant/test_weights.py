@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeq.errors import ModelError, UsageError
 from edgeq.quant.uniform import dequantize, fake_quantize
-from edgeq.quant.weights import round_weights, weight_qparams
+from edgeq.quant.weights import cover_bias, round_weights, weight_qparams
 from edgeq.spec import Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 
 WHOLE, ROWS, COLUMNS, GROUPS = PerTensor(), PerChannel(0), PerChannel(1), PerGroup(8)
@@ -92,6 +92,22 @@ def test_dead_channels_become_zeros(granularity: Granularity, observer: str) -> 
         assert int(codes.min()) >= -127
         assert bool((codes[1] == 0).all())
         assert bool(torch.isfinite(dequantize(codes, grid)).all())
+
+
+@pytest.mark.parametrize("granularity", [WHOLE, ROWS])
+def test_biases_of_weak_channels_fit_an_int32(granularity: Granularity) -> None:
+    w = weight(4, 16)
+    w[1] *= 1e-7
+    bias, input_scale = torch.tensor([0.5, -0.5, 100.0, 0.0]), 1e-4
+    plain = weight_qparams(w, QuantSpec(8, True, granularity, narrow=True))
+    grid = cover_bias(plain, bias, input_scale)
+    steps = bias.double().numpy() / (input_scale * grid.scale.astype(np.float64))
+    assert np.abs(steps).max() <= 2**30 * (1 + 1e-6)
+    assert bool((grid.scale >= plain.scale).all())
+    if granularity is ROWS:
+        assert np.abs(bias.numpy() / (input_scale * plain.scale)).max() > 2**31
+        assert grid.scale[[0, 2, 3]].tolist() == plain.scale[[0, 2, 3]].tolist()
+    assert cover_bias(plain, torch.zeros(4), input_scale) == plain
 
 
 def test_the_weight_is_not_changed() -> None:
