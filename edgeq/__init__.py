@@ -59,37 +59,37 @@ _HOMES = {
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: RUF022 - grouped by what a reader looks for
-    "__version__",
-    "export",
+__all__ = [
+    "Artifact",
+    "DataError",
+    "DeviceError",
+    "EdgeqError",
     "ExportConfig",
     "ExportResult",
-    "Artifact",
-    "targets",
-    "get_target",
-    "Progress",
-    "Silent",
-    "QuantSpec",
-    "QuantConfig",
-    "QuantRule",
-    "QuantPlan",
-    "QParams",
-    "PerTensor",
+    "GateError",
+    "InputError",
+    "InternalError",
+    "MissingError",
+    "ModelError",
     "PerChannel",
     "PerGroup",
-    "EdgeqError",
-    "GateError",
+    "PerTensor",
+    "Progress",
+    "QParams",
+    "QuantConfig",
+    "QuantPlan",
+    "QuantRule",
+    "QuantSpec",
+    "Silent",
     "UsageError",
-    "InputError",
-    "ModelError",
-    "DataError",
-    "MissingError",
-    "DeviceError",
-    "InternalError",
+    "__version__",
+    "export",
+    "get_target",
+    "targets",
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
 import struct
 import tempfile
@@ -18,16 +19,20 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
+import torch
 from numpy.typing import NDArray
+from torch import fx
 
 from edgeq.errors import DataError, InternalError
 from edgeq.quant.statistics import TensorStatistics
+from edgeq.spec import Preprocess
 
 FORMAT = 1
 """Raise when the stored arrays, or the way statistics are computed, change."""
@@ -66,6 +71,27 @@ def cache_key(*parts: object) -> str:
         torch_version = ""
     text = json.dumps(_canonical([FORMAT, torch_version, list(parts)]), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def calibration_key(graph: fx.GraphModule, tensors: Sequence[str], items: Sequence[str], preprocess: Preprocess) -> str:
+    """The `cache_key` of everything that `edgeq.quant.calibrate` depends on.
+
+    The weights enter as the values of every constant in the graph, not as the hash of the file they came from: a
+    change in how edgeq folds or rewrites the model changes the key although the file stays the same.
+
+    Args:
+        graph: The float graph that is calibrated.
+        tensors: Names of the watched tensors; their order does not matter.
+        items: SHA-256 of each calibration item, in order.
+        preprocess: How an item becomes an input.
+    """
+    constants: dict[str, list[object]] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(graph).detach().cpu().contiguous()
+            digest = hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+            constants[str(node.target)] = [str(value.dtype), list(value.shape), digest]
+    return cache_key(str(graph.graph), graph.code, constants, sorted(tensors), list(items), asdict(preprocess))
 
 
 def cache_dir() -> Path:

@@ -202,7 +202,8 @@ def judge(candidate: Candidate, min_sqnr_db: float) -> Candidate:
         counts = {k: v for k, v in candidate.read_back.census().items() if k.split()[0] in ("QUANTIZE", "DEQUANTIZE")}
         steps = sum(counts.values())
         rejected.append(
-            f"slower than float: {latency.ratio:.2f} x its time (95 %: {latency.low:.2f} to {latency.high:.2f}); {steps} conversions between integers and float in "
+            f"slower than float: {latency.ratio:.2f} x its time (95 %: {latency.low:.2f} to {latency.high:.2f}); "
+            f"{steps} conversions between integers and float in "
             f"{candidate.partitions} delegate partitions; float: {_slow_ops(candidate)}"
         )
     return replace(candidate, rejected=tuple(rejected))

@@ -238,7 +238,7 @@ def render_sources(config: ExportConfig, sources: Mapping[str, str]) -> list[tup
     return [(name, "-" if value is None else str(value), sources[name]) for name, value in values.items()]
 
 
-def _checked(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - the type depends on the key
+def _checked(name: str, value: object, place: str) -> Any:
     key = KEYS[name]
     try:
         return key.check(value)
@@ -269,7 +269,7 @@ def _beside(path: Path, name: str, value: object) -> object:
     return os.path.relpath(candidate)
 
 
-def _check_table(file: ConfigFile, table: str, values: Mapping[str, object], known: Any) -> None:  # noqa: ANN401
+def _check_table(file: ConfigFile, table: str, values: Mapping[str, object], known: Any) -> None:
     for name, value in values.items():
         place = _at(file.path, file.line(table, name))
         if name not in known:
@@ -277,7 +277,7 @@ def _check_table(file: ConfigFile, table: str, values: Mapping[str, object], kno
         _checked(name, value, place)
 
 
-def _unknown_key(name: str, known: Any, place: str, table: str = "") -> UsageError:  # noqa: ANN401
+def _unknown_key(name: str, known: Any, place: str, table: str = "") -> UsageError:
     close = nearest(name, known)
     hint = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known))}"
     where = f" in [{table}]" if table else ""

@@ -42,12 +42,16 @@ def sqnr_db(reference: ArrayLike, test: ArrayLike) -> float:
         )
     if not np.isfinite(got).all():
         return -math.inf
-    noise = float(np.mean((wanted - got) ** 2))
-    if noise == 0:
+    if np.array_equal(wanted, got):
         return math.inf
+    # both in units of the largest value, so that squares neither overflow nor vanish
+    unit = max(float(np.abs(wanted).max()), float(np.abs(got).max()))
+    noise = float(np.mean((wanted / unit - got / unit) ** 2))
     # var() of equal values is not exactly 0 when their mean rounds
-    signal = 0.0 if wanted.min() == wanted.max() else float(wanted.var())
-    return 10 * math.log10(signal / noise) if signal / noise > 0 else -math.inf
+    signal = 0.0 if wanted.min() == wanted.max() else float((wanted / unit).var())
+    if signal == 0:
+        return -math.inf
+    return 10 * math.log10(signal / noise) if noise > 0 else math.inf
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import fx
 from edgeq import candidate as candidates
 from edgeq.artifact import check_out, staged
 from edgeq.bundle import BundleParts, write_bundle
-from edgeq.cache import cache_key, load, store
+from edgeq.cache import calibration_key, load, store
 from edgeq.candidate import Arrays, Candidate
 from edgeq.config import ExportConfig
 from edgeq.devices import get_target
@@ -239,10 +239,8 @@ def observe(session: Session, stages: Stages) -> dict[str, TensorStatistics]:
         names.update(candidates.place_scheme(graph, session.exporter, scheme, observer_of(session.config))[1].specs)
     if not names:
         return {}
-    key = cache_key(
-        {"weights": loaded.weights_sha256, "graph": graph.code, "preprocess": repr(loaded.preprocess)},
-        {"tensors": sorted(names), "items": [i.sha256 for i in session.samples.calibration_items]},
-    )
+    items = [item.sha256 for item in session.samples.calibration_items]
+    key = calibration_key(graph, sorted(names), items, loaded.preprocess)
     cached = load(key)
     if cached is not None:
         stages.progress.say("calibration statistics taken from the cache: same weights, data and configuration")

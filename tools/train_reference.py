@@ -14,6 +14,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -85,8 +86,8 @@ def main() -> None:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (MEAN, STD))
     images, labels = load_split(args.data / "train.npz")
     images, labels = images.to(device), labels.to(device)
-    model = VitNano().to(device, memory_format=torch.channels_last)
-    forward = torch.compile(model)
+    model = VitNano().to(device).to(memory_format=torch.channels_last)
+    forward: Callable[[Tensor], Tensor] = torch.compile(model)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -123,7 +124,7 @@ def main() -> None:
                 logits = forward(batch.contiguous(memory_format=torch.channels_last))
             loss = functional.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

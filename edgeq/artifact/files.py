@@ -83,7 +83,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
                 np.lib.format.write_array(file, np.ascontiguousarray(arrays[name]), allow_pickle=False)
 
 
-def portable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def portable(value: Any) -> Any:
     """Copy of a JSON value with absolute paths, also behind `--option=`, reduced to their last part."""
     if isinstance(value, Mapping):
         return {key: portable(item) for key, item in value.items()}
@@ -96,11 +96,11 @@ def portable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if equals and option.startswith("-"):
         return f"{option}={portable(rest)}"
     if text.startswith("~"):
-        text = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for unknown users
+        text = str(Path(text).expanduser())
     return Path(text).name if Path(text).is_absolute() else text
 
 
-def jsonable(value: Any) -> Any:  # noqa: ANN401 - mappings, sequences, numbers and strings, nested
+def jsonable(value: Any) -> Any:
     """Copy of `value` in JSON's types: numpy numbers and arrays unpacked, tuples as lists, NaN and infinity as None."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}

@@ -99,7 +99,7 @@ class Model:
         return results
 
 
-def runtime() -> Any:  # noqa: ANN401 - the runtimes ship no types
+def runtime() -> Any:
     """The interpreter's module."""
     for package in ("ai_edge_litert", "tflite_runtime"):
         if importlib.util.find_spec(package) is not None:
@@ -127,7 +127,7 @@ def model_entry(manifest: dict[str, Any]) -> dict[str, Any]:
     return dict(next(f for f in manifest["files"] if f["path"].endswith(".tflite")))
 
 
-def read_rgb(path: Path) -> Any:  # noqa: ANN401 - Pillow is optional
+def read_rgb(path: Path) -> Any:
     """An image file as upright 8-bit RGB, transparent parts over white."""
     try:
         from PIL import Image, ImageOps
@@ -147,7 +147,7 @@ def read_rgb(path: Path) -> Any:  # noqa: ANN401 - Pillow is optional
     return image.convert("RGB")
 
 
-def preprocess(image: Any, how: dict[str, Any]) -> Any:  # noqa: ANN401 - Pillow is optional
+def preprocess(image: Any, how: dict[str, Any]) -> Any:
     """RGB image to float32 `(3, height, width)`, bit for bit as edgeq prepared the calibration images."""
     resample = {"bilinear": 2, "bicubic": 3}[how["interpolation"]]  # Pillow's numbers, the same in all versions
     if how["resize"] == "squash":
@@ -183,7 +183,7 @@ def read_input(path: Path, manifest: dict[str, Any], count: int) -> list[Any]:
         raise Failure(f"{path}: {error}", 3) from error
 
 
-def sqnr_db(expected: Any, found: Any) -> float:  # noqa: ANN401 - arrays
+def sqnr_db(expected: Any, found: Any) -> float:
     """Variance of `expected` over the mean squared difference, in dB; infinite when equal."""
     expected, found = expected.astype(np.float64), found.astype(np.float64)
     noise = float(np.mean((expected - found) ** 2))

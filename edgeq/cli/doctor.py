@@ -24,7 +24,7 @@ Status = Literal["ok", "missing", "broken", "info"]
 # Extra of the package -> distributions it brings, with the module that must import.
 EXTRAS = {
     "tflite": {"ai-edge-litert": "ai_edge_litert.interpreter", "litert-torch": "litert_torch"},
-    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime"},
     "vit": {"timm": "timm"},
 }
 BASE = {"torch": "torch", "torchvision": "torchvision", "safetensors": "safetensors", "pillow": "PIL"}
@@ -57,7 +57,8 @@ class Check:
 def doctor(console: Console, device: str | None, quick: bool) -> int:
     """Show what this machine has and lacks.
 
-    Each lack comes with the command that mends it. Exit code 4 when something is missing that edgeq, or the device asked for, cannot do without.
+    Each lack comes with the command that mends it. The exit code is 4 when something is missing that edgeq, or the
+    device asked for, cannot do without.
 
     Raises:
         UsageError: EQ-U046 for an unknown device.

@@ -58,7 +58,7 @@ _PATH = click.Path(path_type=Path)
 def export(console: Console, settings: Settings, model: str | None, show_config: bool, **flags: object) -> int:
     """Quantize MODEL for TARGET, measure every candidate, and write the best one as a self-contained folder.
 
-    MODEL is a name (`edgeq models`), family:architecture, or a file (.onnx, .pt2).
+    MODEL is a name (`edgeq models`), family:architecture, or an ONNX file.
 
     Raises:
         EdgeqError: Whatever keeps the artifact from being written; nothing is left behind.

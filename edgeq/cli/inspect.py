@@ -60,5 +60,5 @@ def inspect(console: Console, bundle: Path, layers: bool, tensors: bool) -> int:
     return 0
 
 
-def _db(value: Any) -> float | None:  # noqa: ANN401 - any JSON number
+def _db(value: Any) -> float | None:
     return None if value is None else round(float(value), 1)

@@ -24,7 +24,7 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
 def models(console: Console, name: str | None) -> None:
     """List the models with a name, or describe NAME.
 
-    Model files (.onnx, .pt2, .safetensors) need no entry: `edgeq export FILE --family FAMILY`.
+    Model files need no entry: `edgeq export model.onnx --family vit`.
 
     Raises:
         UsageError: EQ-U014 for an unknown name.

@@ -65,7 +65,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
 class SharedOption(click.Option):
     """An option that every command takes."""
 
-    def __init__(self, *names: str, **settings: Any) -> None:  # noqa: ANN401 - passed on to click
+    def __init__(self, *names: str, **settings: Any) -> None:
         super().__init__(list(names), expose_value=False, callback=_keep, **settings)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.ao.quantization.fx import _decomposed
+from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers torch.ops.quantized_decomposed
 
 from edgeq.errors import InternalError
 from edgeq.graph.kinds import op_kind
@@ -24,7 +24,7 @@ from edgeq.graph.rewrite import fetch
 from edgeq.quant.ranges import choose_range
 from edgeq.quant.statistics import TensorStatistics
 from edgeq.quant.uniform import dequantize, qparams_from_range
-from edgeq.quant.weights import round_weights, weight_qparams
+from edgeq.quant.weights import cover_bias, round_weights, weight_qparams
 from edgeq.spec import PerChannel, QParams, QuantConfig, QuantPlan, QuantSpec, TensorPlan, codes_hash
 
 _SCALAR_KINDS = frozenset({"add", "sub", "mul"})
@@ -71,7 +71,7 @@ def legalize(
     """
     emission = copy.deepcopy(graph)
     tensors = _activation_grids(placement, statistics, rules)
-    tensors.update(_round_weights(emission, placement, config, rules))
+    tensors.update(_round_weights(emission, placement, config, rules, tensors))
     plan = QuantPlan(scheme, tensors, placement.ops)
     _insert_activation_grids(emission, placement, plan)
     _insert_weight_grids(emission, placement, plan)
@@ -112,10 +112,15 @@ def _activation_grids(
 
 
 def _round_weights(
-    graph: fx.GraphModule, placement: Placement, config: QuantConfig, rules: BackendRules
+    graph: fx.GraphModule,
+    placement: Placement,
+    config: QuantConfig,
+    rules: BackendRules,
+    activations: Mapping[str, TensorPlan],
 ) -> dict[str, TensorPlan]:
     """Move the weights of `graph` onto their grids, in place."""
     plans: dict[str, TensorPlan] = {}
+    nodes = {node.name: node for node in graph.graph.nodes}
     for name, attribute in placement.weights.items():
         if attribute in plans:
             continue
@@ -124,8 +129,14 @@ def _round_weights(
         if isinstance(spec.granularity, PerChannel):
             spec = replace(spec, granularity=PerChannel(rules.weighted[kind]))
         weight = fetch(graph, attribute)
-        qparams = weight_qparams(weight, spec)
-        codes = round_weights(weight, qparams)
+        qparams = weight_qparams(weight, spec, name=attribute)
+        bias = nodes[name].args[2] if len(nodes[name].args) > 2 else None
+        if placement.ops[name].mode == "static" and isinstance(bias, fx.Node):
+            # A bias beyond 32 bits of scale_in * scale_weight would be changed by the converter without a word.
+            source = data_operands(nodes[name], weighted=True)[0].name
+            scale_in = float(activations[source].qparams.scale)
+            qparams = cover_bias(qparams, fetch(graph, str(bias.target)), scale_in)
+        codes = round_weights(weight, qparams, name=attribute)
         with torch.no_grad():
             weight.copy_(dequantize(codes, qparams).reshape(weight.shape))
         plans[attribute] = TensorPlan(

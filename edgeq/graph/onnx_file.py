@@ -36,7 +36,7 @@ def read_model(path: Path) -> onnx.ModelProto:
             "reading ONNX files needs the package onnx", code="EQ-P101", hint="pip install 'edgeq[onnx]'"
         ) from error
     if not path.is_file():
-        raise ModelError(f"no such file: {path}", code="EQ-M001", place=str(path), hint="check the path of the model")
+        raise ModelError(f"no such file: {path}", code="EQ-M002", place=str(path), hint="check the path of the model")
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError) as error:

@@ -19,9 +19,9 @@ from edgeq.spec import PerChannel, PerGroup, QParams, QuantSpec
 SCALE_FLOOR = 2.0**-40
 """Smallest scale of a range that is not zero: its reciprocal and every fixed-point multiplier stay representable."""
 
-SCALE_RATIO_FLOOR = 2.0**-20
-"""Smallest scale relative to the largest of the same tensor: an int32 bias counted in the steps of a nearly dead
-channel would overflow, while an error of 2^-21 steps of the strongest channel is invisible."""
+SCALE_RATIO_FLOOR = 2.0**-16
+"""Smallest scale relative to the largest of the same tensor. A bias is stored as an int32 count of steps, so that a
+bias of ordinary size on a nearly dead channel would overflow; an error of 2^-17 steps of the strongest is invisible."""
 
 
 def qparams_from_range(low: ArrayLike, high: ArrayLike, spec: QuantSpec) -> QParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -62,6 +63,23 @@ def round_weights(weight: Tensor, qparams: QParams, rounding: str = "nearest", *
         raise unknown_name("rounding", rounding, ROUNDINGS, code="EQ-U025", command="edgeq methods")
     _require_finite(weight, name)
     return ROUNDINGS[rounding](weight, qparams)
+
+
+def cover_bias(qparams: QParams, bias: Tensor, input_scale: float) -> QParams:
+    """The grid of a weight with scales raised where the bias would overflow.
+
+    Integer kernels hold a bias as an int32 count of `input_scale * weight_scale`; converters clamp what does not fit
+    without a word. 2^30 leaves the other half of the range to the sum of products.
+
+    Args:
+        qparams: Symmetric grid of a weight; scale `()`, or `(channels,)` of the output channels.
+        bias: `(channels,)`.
+        input_scale: Scale of the layer's input.
+    """
+    least = bias.detach().abs().double().numpy() / (input_scale * 2.0**30)
+    if qparams.scale.ndim == 0:
+        least = least.max(initial=0.0)
+    return replace(qparams, scale=np.maximum(qparams.scale, np.asarray(least, dtype=np.float32)))
 
 
 def _require_finite(weight: Tensor, name: str) -> None:

