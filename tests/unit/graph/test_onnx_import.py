@@ -86,8 +86,8 @@ def test_a_quantized_model_is_recognized(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
-    assert code_of(tmp_path / "absent.onnx") == "EQ-M001"
-    assert code_of(tmp_path) == "EQ-M001"
+    assert code_of(tmp_path / "absent.onnx") == "EQ-M002"
+    assert code_of(tmp_path) == "EQ-M002"
     for name, content in {"empty": b"", "text": b"hello, world\n", "zeros": bytes(1000)}.items():
         (tmp_path / name).write_bytes(content)
         assert code_of(tmp_path / name) == "EQ-M110"
