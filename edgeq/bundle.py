@@ -41,7 +41,7 @@ class BundleParts:
 def write_artifact_files(folder: Path, parts: BundleParts) -> None:
     """The files that the same inputs and seed reproduce byte for byte: model, plan, golden vectors, runner."""
     shutil.copyfile(parts.shipped.path, folder / parts.shipped.path.name)
-    write_json(folder / "plan.json", parts.shipped.legalized.plan.to_dict())
+    write_json(folder / "plan.json", parts.shipped.plan.to_dict())
     model = LiteRtModel(folder / parts.shipped.path.name, threads=1)
     inputs = parts.samples.held_out[:GOLDEN]
     write_golden(folder, inputs, [model.run(*sample) for sample in inputs])

@@ -20,7 +20,7 @@ from edgeq.graph.legalize import Legalized, legalize
 from edgeq.graph.placement import Placement, place
 from edgeq.metrics import Summary, sqnr_db, summarize
 from edgeq.quant.statistics import TensorStatistics
-from edgeq.spec import QuantConfig
+from edgeq.spec import QuantConfig, QuantPlan
 
 Arrays = tuple[NDArray[np.float32], ...]
 
@@ -36,7 +36,7 @@ class Candidate:
         scheme: Its name.
         path: The model file, while the export lasts.
         bytes: Its size.
-        legalized: Plan, emission and simulation.
+        plan: Its quantization.
         read_back: What the file contains.
         fidelity: SQNR in dB of every output over the held-out samples, by output name.
         simulated_db: Median SQNR that the simulation predicts on the first samples.
@@ -49,7 +49,7 @@ class Candidate:
     scheme: str
     path: Path
     bytes: int
-    legalized: Legalized
+    plan: QuantPlan
     read_back: ReadBack
     fidelity: dict[str, Summary] = field(default_factory=dict)
     simulated_db: float | None = None
@@ -74,7 +74,7 @@ class Candidate:
             "latency": None if self.latency is None else self.latency.to_dict(),
             "partitions": self.partitions,
             "file": self.read_back.to_dict(),
-            "float_ops": _float_ops(self.legalized),
+            "float_ops": _float_ops(self.plan),
             "layers": [
                 {"name": r.name, "op": r.op, "mode": r.mode, "own_db": r.own_db, "total_db": r.total_db}
                 for r in self.layers
@@ -82,10 +82,10 @@ class Candidate:
         }
 
 
-def _float_ops(legalized: Legalized) -> list[dict[str, Any]]:
+def _float_ops(plan: QuantPlan) -> list[dict[str, Any]]:
     """Operations that stay float, grouped by kind and reason."""
     groups: dict[tuple[str, str], int] = {}
-    for op in legalized.plan.ops.values():
+    for op in plan.ops.values():
         if op.mode == "float":
             groups[op.op, op.reason] = groups.get((op.op, op.reason), 0) + 1
     return [{"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(groups.items())]
@@ -106,8 +106,8 @@ def build(
     observer: str,
     statistics: dict[str, TensorStatistics],
     folder: Path,
-) -> Candidate:
-    """Legalize, emit and read back one candidate in `folder`."""
+) -> tuple[Candidate, Legalized]:
+    """Legalize, emit and read back one candidate in `folder`; its graphs are returned apart, they are large."""
     config, placement = place_scheme(graph, exporter, scheme, observer)
     legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,8 @@ def build(
         rejected.append(f"{len(read_back.extra)} integer weights in the file nobody planned: {read_back.extra[0]}, ...")
     if not legalized.plan.weights():
         rejected.append("no layer of this model has a weight that could be quantized")
-    return Candidate(scheme, path, path.stat().st_size, legalized, read_back, rejected=tuple(rejected))
+    candidate = Candidate(scheme, path, path.stat().st_size, legalized.plan, read_back, rejected=tuple(rejected))
+    return candidate, legalized
 
 
 def example_of(graph: fx.GraphModule) -> tuple[torch.Tensor, ...]:
@@ -131,6 +132,7 @@ def example_of(graph: fx.GraphModule) -> tuple[torch.Tensor, ...]:
 
 def measure_fidelity(
     candidate: Candidate,
+    legalized: Legalized,
     graph: fx.GraphModule,
     names: Sequence[str],
     inputs: Sequence[Arrays],
@@ -140,7 +142,8 @@ def measure_fidelity(
     """Run the file on held-out inputs and compare with float; rank its layers on the first of them.
 
     Args:
-        candidate: Built, not rejected.
+        candidate: Built.
+        legalized: Its graphs.
         graph: The float graph.
         names: Output names.
         inputs: Held-out network inputs.
@@ -155,14 +158,14 @@ def measure_fidelity(
     }
     few = [tuple(torch.from_numpy(a) for a in sample) for sample in inputs[:SIMULATED]]
     with torch.no_grad():
-        simulated = [candidate.legalized.simulation(*sample) for sample in few]
+        simulated = [legalized.simulation(*sample) for sample in few]
     predicted = summarize(
         [
             min(sqnr_db(r, s.numpy()) for r, s in zip(truth, outputs, strict=True))
             for truth, outputs in zip(reference[:SIMULATED], simulated, strict=True)
         ]
     )
-    layers = layer_fidelity(graph, candidate.legalized, few[:2])
+    layers = layer_fidelity(graph, legalized, few[:2])
     return replace(
         candidate,
         fidelity=fidelity,
@@ -210,5 +213,5 @@ def judge(candidate: Candidate, min_sqnr_db: float) -> Candidate:
 
 
 def _slow_ops(candidate: Candidate) -> str:
-    groups = sorted(_float_ops(candidate.legalized), key=lambda g: -int(g["count"]))
+    groups = sorted(_float_ops(candidate.plan), key=lambda g: -int(g["count"]))
     return ", ".join(f"{g['count']} {g['op']}" for g in groups[:4]) or "none"

@@ -12,8 +12,8 @@ from edgeq.artifact import Artifact, Manifest, describe_files
 from edgeq.bundle import BundleParts, write_artifact_files
 from edgeq.config import ExportConfig
 from edgeq.errors import DataError, ModelError
-from edgeq.pipeline import Stages, build_scheme, prepare
 from edgeq.progress import Progress
+from edgeq.session import Stages, build_scheme, prepare
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
         _same_inputs(
             manifest, session.adapter.loaded.weights_sha256, [i.sha256 for i in session.samples.calibration_items]
         )
-        candidate = build_scheme(session, manifest.scheme, Path(scratch), stages)
+        candidate, _ = build_scheme(session, manifest.scheme, Path(scratch), stages)
         rebuilt = Path(scratch) / "bundle"
         rebuilt.mkdir()
         parts = BundleParts(config, session.adapter, session.target, session.samples, candidate, (candidate,), None)

@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,6 +70,128 @@ def accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
     return hits / len(images)
 
 
+@dataclass
+class Training:
+    """Everything that changes while training, and can be saved and resumed.
+
+    Args:
+        model: The network.
+        forward: The same network, compiled.
+        optimizer: AdamW; biases and norms are not decayed.
+        schedule: Two epochs of warm-up, then a cosine to zero.
+        average: Moving average of the weights, which is what ships.
+        epoch: Epochs finished.
+        seconds: Time spent on them.
+    """
+
+    model: VitNano
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    average: dict[str, Tensor]
+    epoch: int = 0
+    seconds: float = 0.0
+
+    def update_average(self, step: int) -> None:
+        """Pull the average towards the weights after training step `step` (counted over all epochs)."""
+        momentum = min(0.998, (1 + step) / (10 + step))
+        for name, value in self.model.state_dict().items():
+            if value.dtype.is_floating_point:
+                self.average[name].lerp_(value, 1 - momentum)
+            else:
+                self.average[name].copy_(value)
+
+    def save(self, path: Path) -> None:
+        """Write the state to `path`."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        torch.save({**state, "average": self.average, "epoch": self.epoch, "seconds": self.seconds}, path)
+
+    def resume(self, path: Path, device: torch.device) -> None:
+        """Continue from `path` if it is there."""
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.average, self.epoch, self.seconds = state["average"], state["epoch"], state["seconds"]
+
+
+def begin(device: torch.device, lr: float, epochs: int, steps_per_epoch: int) -> Training:
+    """A fresh network with its optimizer and schedule."""
+    model = VitNano().to(device).to(memory_format=torch.channels_last)
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=lr
+    )
+    total, warmup = epochs * steps_per_epoch, 2 * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))),
+    )
+    return Training(model, torch.compile(model), optimizer, schedule, average)
+
+
+def train_epoch(training: Training, images: Tensor, labels: Tensor, batch: int, seed: int) -> None:
+    """One pass over uint8 `images` `(N, 3, 32, 32)` in the order and with the augmentation that `seed` gives."""
+    started, device, steps, epoch = time.perf_counter(), images.device, len(images) // batch, training.epoch
+    mean, std = normalization(device)
+    generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+    order = torch.randperm(len(images), generator=generator).to(device)
+    training.model.train()
+    running = 0.0
+    for step in range(steps):
+        chosen = order[step * batch : (step + 1) * batch]
+        shown = augment((images[chosen].float() / 255 - mean) / std, generator)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            logits = training.forward(shown.contiguous(memory_format=torch.channels_last))
+        loss = functional.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
+        training.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
+        training.optimizer.step()
+        training.schedule.step()
+        training.update_average(epoch * steps + step)
+        running += float(loss.detach())
+        if step % 100 == 0:
+            print(f"epoch {epoch} step {step}/{steps} {time.perf_counter() - started:.0f} s", flush=True)
+    training.epoch += 1
+    training.seconds += time.perf_counter() - started
+    print(f"epoch {epoch} loss {running / steps:.4f} {training.seconds:.0f} s in all", flush=True)
+
+
+def normalization(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the channels, `(1, 3, 1, 1)` each."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (MEAN, STD))
+    return mean, std
+
+
+def ship(training: Training, data: Path, out: Path, device: torch.device) -> dict[str, object]:
+    """Write the averaged weights as float16, score exactly those on the test part, and describe the model."""
+    shipped = {k: v.half().cpu().contiguous() for k, v in training.average.items() if v.dtype.is_floating_point}
+    training.model.load_state_dict({k: v.float().to(device) for k, v in shipped.items()}, strict=False)
+    images, labels = load_split(data / "test.npz")
+    mean, std = normalization(device)
+    top1 = accuracy(training.model, (images.to(device).float() / 255 - mean) / std, labels.to(device))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(shipped, out)
+    return {
+        "model": "vit_nano",
+        "parameters": sum(p.numel() for p in training.model.parameters()),
+        "float_top1": top1,
+        "n": len(labels),
+        "seconds": round(training.seconds),
+        "device": device.type,
+        "torch": torch.__version__,
+    }
+
+
 def main() -> None:
     """Train, average, score and write the weights with a note of how they came to be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,83 +206,16 @@ def main() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (MEAN, STD))
-    images, labels = load_split(args.data / "train.npz")
-    images, labels = images.to(device), labels.to(device)
-    model = VitNano().to(device).to(memory_format=torch.channels_last)
-    forward: Callable[[Tensor], Tensor] = torch.compile(model)
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=args.lr
-    )
-    steps_per_epoch = len(images) // args.batch
-    total = args.epochs * steps_per_epoch
-    warmup = 2 * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))),
-    )
+    images, labels = (part.to(device) for part in load_split(args.data / "train.npz"))
+    training = begin(device, args.lr, args.epochs, len(images) // args.batch)
     args.work.mkdir(parents=True, exist_ok=True)
     checkpoint = args.work / "last.pt"
-    first, spent = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        average, first, spent = state["average"], state["epoch"], state["seconds"]
-
-    for epoch in range(first, args.epochs):
-        started = time.perf_counter()
-        generator = torch.Generator().manual_seed(args.seed * 1000 + epoch)
-        order = torch.randperm(len(images), generator=generator).to(device)
-        model.train()
-        running = 0.0
-        for step in range(steps_per_epoch):
-            chosen = order[step * args.batch : (step + 1) * args.batch]
-            batch = augment((images[chosen].float() / 255 - mean) / std, generator)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                logits = forward(batch.contiguous(memory_format=torch.channels_last))
-            loss = functional.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            momentum = min(0.998, (1 + epoch * steps_per_epoch + step) / (10 + epoch * steps_per_epoch + step))
-            for name, value in model.state_dict().items():
-                if value.dtype.is_floating_point:
-                    average[name].lerp_(value, 1 - momentum)
-                else:
-                    average[name].copy_(value)
-            running += float(loss.detach())
-            if step % 100 == 0:
-                print(f"epoch {epoch} step {step}/{steps_per_epoch} {time.perf_counter() - started:.0f} s", flush=True)
-        spent += time.perf_counter() - started
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-        torch.save({**state, "average": average, "epoch": epoch + 1, "seconds": spent}, checkpoint)
-        print(f"epoch {epoch} loss {running / steps_per_epoch:.4f} {spent:.0f} s in all", flush=True)
-
-    shipped = {k: v.half().cpu().contiguous() for k, v in average.items() if v.dtype.is_floating_point}
-    model.load_state_dict({k: v.float().to(device) for k, v in shipped.items()}, strict=False)
-    test_images, test_labels = load_split(args.data / "test.npz")
-    top1 = accuracy(model, (test_images.to(device).float() / 255 - mean) / std, test_labels.to(device))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(shipped, args.out)
-    note = {
-        "model": "vit_nano",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "data": "CIFAR-10 (JPEG), 50,000 training images",
-        "epochs": args.epochs,
-        "seed": args.seed,
-        "float_top1": top1,
-        "n": len(test_labels),
-        "seconds": round(spent),
-        "device": device.type,
-        "torch": torch.__version__,
-    }
+    training.resume(checkpoint, device)
+    while training.epoch < args.epochs:
+        train_epoch(training, images, labels, args.batch, args.seed)
+        training.save(checkpoint)
+    note = ship(training, args.data, args.out, device)
+    note |= {"data": "CIFAR-10 (JPEG), 50,000 training images", "epochs": args.epochs, "seed": args.seed}
     args.out.with_suffix(".json").write_text(json.dumps(note, indent=1) + "\n")
     print(json.dumps(note))
 
