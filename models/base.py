@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +130,3 @@ def _existing(path: Path | None) -> Path | None:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ModelError(f"{path} {what}", code="EQ-M002", place=str(path), hint="check the path")
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -20,8 +20,9 @@ from torch import Tensor, fx, nn
 from edgeq.data import preprocess
 from edgeq.errors import MissingError, ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
+from edgeq.hashing import file_sha256
 from edgeq.models import MODELS
-from edgeq.models.base import LoadedModel, Metric, ModelRequest, file_sha256
+from edgeq.models.base import LoadedModel, Metric, ModelRequest
 from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.spec import Preprocess
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -14,6 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgeq.hashing import file_sha256
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -33,19 +34,10 @@ def describe_files(folder: Path) -> list[dict[str, Any]]:
     found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     names = sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
     return [
-        {"path": name, "bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+        {"path": name, "bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in names
         if name != MANIFEST
     ]
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.artifact.files import EVIDENCE, GOLDEN_EXPECTED, GOLDEN_INPUTS, MANIFEST, PLAN, Array, sha256_file
+from edgeq.artifact.files import EVIDENCE, GOLDEN_EXPECTED, GOLDEN_INPUTS, MANIFEST, PLAN, Array
 from edgeq.artifact.manifest import Manifest, corrupt
 from edgeq.errors import EdgeqError, InputError
+from edgeq.hashing import file_sha256
 from edgeq.spec import Preprocess, QuantPlan
 
 # What numpy and zipfile raise for damaged archives.
@@ -127,7 +128,7 @@ class Artifact:
             size = file.stat().st_size
             if size != bytes:
                 return f"{path} has {size} bytes instead of {bytes}"
-            return None if sha256_file(file) == sha256 else f"{path} was changed"
+            return None if file_sha256(file) == sha256 else f"{path} was changed"
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def command(
         shared = talk_options() + (run_options() if settings else [])
         # \b keeps click from joining the lines of the examples.
         epilog = f"\b\nExamples:\n{_indent(examples)}" if examples else None
-        help_text = (body.__doc__ or "").split("\n    Raises:")[0]
+        help_text = inspect.cleandoc(body.__doc__ or "").split("\nRaises:")[0]  # 3.13 strips the indent, others do not
         return EdgeqCommand(
             name, callback=run, params=[*own, *shared], help=help_text, epilog=epilog, context_settings=HELP_NAMES
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,15 +50,6 @@ def read_model(path: Path) -> onnx.ModelProto:
     except onnx.checker.ValidationError as error:
         raise _not_a_model(path, str(error).strip().splitlines()[0]) from error
     return onnx.inliner.inline_local_functions(model) if model.functions else model
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _not_a_model(path: Path, reason: str) -> ModelError:

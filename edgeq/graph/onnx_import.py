@@ -22,8 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from edgeq.errors import EdgeqError, ModelError
 from edgeq.graph import onnx_ops_nn, onnx_ops_shape
 from edgeq.graph.capture import canonicalize, trace
-from edgeq.graph.onnx_file import attributes_of, file_hash, input_specs, read_model, tensor_of
+from edgeq.graph.onnx_file import attributes_of, input_specs, read_model, tensor_of
 from edgeq.graph.onnx_ops import OPERATORS, Function, OnnxNode, describe
+from edgeq.hashing import file_sha256
 
 if TYPE_CHECKING:
     import onnx
@@ -89,7 +90,7 @@ def import_onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]] | None =
         input_names=tuple(specs),
         input_shapes=tuple(shape for shape, _ in specs.values()),
         output_names=program.output_names,
-        sha256=file_hash(path),
+        sha256=file_sha256(path),
     )
 
 

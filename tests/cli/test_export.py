@@ -149,3 +149,12 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert [s["scheme"] for s in plan["schemes"]] == ["dynamic", "static", "integer"]
     assert any("layer_norm" in reason for reason in plan["schemes"][2]["float_because"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_slower_than_float_is_refused_with_the_operations(tmp_path: Path) -> None:
+    done = edgeq("export", "vit_nano", "--device", "rpi", "--scheme", "integer", "--runs", "40", "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout
+    message = json.loads(done.stdout)["message"]
+    assert "slower than float" in message
+    assert "11 layer_norm" in message
+    assert not (tmp_path / "out").exists()

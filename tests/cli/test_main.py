@@ -235,6 +235,13 @@ def test_a_full_disk_below_stdout_is_told(words: list[str]) -> None:
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_bug(closed: str) -> None:
+    command = f"'{sys.executable}' -m edgeq explain EQ-U001 {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_ascii_locale_does_not_crash() -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     for words in (["methods"], ["models", "ü€"], ["explain", "EQ-U001"]):
