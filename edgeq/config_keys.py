@@ -25,7 +25,7 @@ SCHEMES = MappingProxyType(
 )
 METHODS = MappingProxyType(
     {
-        "auto": "let edgeq choose the estimator for each tensor",
+        "auto": "minmax: clipping outliers before they are rotated away costs the worst sample most",
         "minmax": "the full range that calibration saw; no value is clipped",
         "percentile": "cut rare outliers on both sides: `percentile:P` keeps the share P in (0.5, 1]; 1 equals minmax",
         "mse": "the range with the least mean squared error of the quantized histogram",

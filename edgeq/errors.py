@@ -8,7 +8,8 @@
     │   └── DataError               EQ-D...   calibration or evaluation data
     ├── MissingError           4    EQ-P...   an optional package or a toolchain is absent
     ├── DeviceError            5    EQ-X...   a device cannot be reached or answers wrongly
-    └── InternalError         70    EQ-Z...   our bug
+    ├── InternalError         70    EQ-Z...   our bug
+    └── Interrupted          130    EQ-C...   the user or the system ended the work
 
 The long text behind each code is in `edgeq.explain`; `edgeq explain CODE` prints it.
 """
@@ -94,6 +95,12 @@ class InternalError(EdgeqError):
     """A bug in edgeq."""
 
     exit_code = 70
+
+
+class Interrupted(EdgeqError):
+    """The user or the system ended the work; what was half done has been removed."""
+
+    exit_code = 130
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -62,6 +62,7 @@ def test_the_public_names_are_these() -> None:
         "MissingError",
         "DeviceError",
         "InternalError",
+        "Interrupted",
     }
     assert dir(edgeq) == sorted(edgeq.__all__)
 

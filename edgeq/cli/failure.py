@@ -11,13 +11,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import click
 import platformdirs
 
 from edgeq import __version__
-from edgeq.errors import EdgeqError, InputError, InternalError, UsageError
+from edgeq.errors import EdgeqError, InputError, InternalError, Interrupted, UsageError
 
 KEPT_REPORTS = 10
 _REFUSALS = frozenset(
@@ -39,12 +38,6 @@ _REFUSALS = frozenset(
 
 class Stopped(KeyboardInterrupt):
     """A polite request of the system to end (SIGTERM, SIGHUP), treated like Ctrl-C."""
-
-
-class Interrupted(EdgeqError):
-    """The user or the system ended the work; what was half done has been removed."""
-
-    exit_code: ClassVar[int] = 130
 
 
 def as_edgeq_error(exc: BaseException, args: Sequence[str]) -> EdgeqError:

@@ -54,7 +54,7 @@ def tflite_config(scheme: str, observer: str) -> QuantConfig:
             hint="use --scheme dynamic: the same size, and integer kernels",
         )
     if scheme not in SCHEMES:
-        raise unknown_name("scheme", scheme, ("auto", *SCHEMES), code="EQ-U005")
+        raise unknown_name("scheme", scheme, ("auto", *SCHEMES), code="EQ-U007")
     if scheme == "integer":
         return QuantConfig(OpConfig("static", weight, activation))
     mode: Mode = "dynamic" if scheme == "dynamic" else "static"

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeq import errors
-from edgeq.cli.failure import Interrupted
-from edgeq.errors import EdgeqError, UsageError, nearest, unknown_name
+from edgeq.errors import EdgeqError, Interrupted, UsageError, nearest, unknown_name
 from edgeq.explain import CODE, explanations, get_explanation
 
 FOLDERS = ("edgeq", "models", "exporters", "devices")

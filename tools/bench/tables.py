@@ -60,7 +60,26 @@ def vit_nano_table() -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-TABLES: dict[str, Callable[[], str]] = {"export": export_table, "vit_nano": vit_nano_table}
+def cost_table() -> str:
+    """What an export costs in time and memory, and what calibration alone does."""
+    lines = ["| what | seconds | peak MB |", "|---|---|---|"]
+    for path in sorted(RESULTS.glob("export_*.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+        lines.append(
+            f"| export of {summary['model']}, three candidates | {sum(summary['seconds'].values()):.0f} "
+            f"| {summary['peak_mb']:,} |"
+        )
+    path = RESULTS / "calibration_memory.json"
+    if path.is_file():
+        run = json.loads(path.read_text(encoding="utf-8"))["calibrate"]
+        lines.append(
+            f"| calibration of ViT-S alone, {run['images']} images, {run['tensors']} tensors | {run['seconds']:.0f} "
+            f"| {run['peak_mb']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"export": export_table, "cost": cost_table, "vit_nano": vit_nano_table}
 
 
 def main() -> None:
