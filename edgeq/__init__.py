@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         GateError,
         InputError,
         InternalError,
+        Interrupted,
         MissingError,
         ModelError,
         UsageError,

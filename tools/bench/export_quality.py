@@ -42,7 +42,7 @@ def run_export(arguments: list[str]) -> dict[str, Any]:
         "command": " ".join(["edgeq", "export", *(Path(a).name if "/" in a else a for a in arguments)]),
         "summary": {k: v for k, v in summary.items() if k not in ("artifact", "files")},
         "candidates": [{k: v for k, v in c.items() if k != "layers"} for c in evidence["candidates"]],
-        "environment": evidence["environment"],
+        "environment": {k: evidence["environment"][k] for k in ("edgeq", "python", "cpu", "cores", "packages")},
         "not_measured": evidence["not_measured"],
     }
 
