@@ -5,7 +5,6 @@ A classifier scores top-1; any other output (features, saliency maps) is judged 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -209,10 +208,3 @@ def _loaded(
         classes=classes,
         source=source,
     )
-
-
-def training_note() -> dict[str, Any]:
-    """How the shipped `vit_nano` weights were trained and what they score."""
-    text = (resources.files("edgeq.models") / "weights" / "vit_nano.json").read_text(encoding="utf-8")
-    note: dict[str, Any] = json.loads(text)
-    return note

@@ -120,7 +120,7 @@ def _show(console: Console, result: ExportResult) -> None:
 
 
 def _row(candidate: Candidate, ships: bool) -> tuple[object, ...]:
-    verdict = "ships" if ships else ("rejected" if candidate.rejected else "slower than the one that ships")
+    verdict = "ships" if ships else ("rejected" if candidate.rejected else "passes, not chosen")
     worst = candidate.worst_output
     return (
         candidate.scheme,
