@@ -14,7 +14,7 @@ import pytest
 from edgeq.artifact import Artifact
 from edgeq.devices.litert import LiteRtModel
 
-FAST = ["--device", "rpi", "--scheme", "dynamic", "--runs", "15"]
+FAST = ["--device", "rpi", "--scheme", "dynamic", "--runs", "300"]
 
 
 def edgeq(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -152,7 +152,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_slower_than_float_is_refused_with_the_operations(tmp_path: Path) -> None:
-    done = edgeq("export", "vit_nano", "--device", "rpi", "--scheme", "integer", "--runs", "40", "--json", cwd=tmp_path)
+    done = edgeq("export", "vit_nano", "--device", "rpi", "--scheme", "integer", "--runs", "200", "--json", cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     message = json.loads(done.stdout)["message"]
     assert "slower than float" in message

@@ -15,7 +15,7 @@ from tests.cli.test_export import edgeq
 def test_vit_s_dynamic_keeps_the_map(vit_s_focus: Path, real_data: Path, tmp_path: Path) -> None:
     photos = real_data / "yolo" / "images"
     words = [vit_s_focus, "--family", "vit", "--device", "rpi", "--calib", photos, "--scheme", "dynamic"]
-    done = edgeq("export", *words, "--runs", "10", "--json", cwd=tmp_path)
+    done = edgeq("export", *words, "--runs", "20", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout)
     assert summary["fidelity"]["samples"] == 32
