@@ -152,7 +152,8 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_slower_than_float_is_refused_with_the_operations(tmp_path: Path) -> None:
-    done = edgeq("export", "vit_nano", "--device", "rpi", "--scheme", "integer", "--runs", "200", "--json", cwd=tmp_path)
+    words = ["--device", "rpi", "--scheme", "integer", "--runs", "200"]
+    done = edgeq("export", "vit_nano", *words, "--json", cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     message = json.loads(done.stdout)["message"]
     assert "slower than float" in message
