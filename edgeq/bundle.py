@@ -38,14 +38,20 @@ class BundleParts:
     scored: Evaluation | None
 
 
-def write_artifact_files(folder: Path, parts: BundleParts) -> None:
-    """The files that the same inputs and seed reproduce byte for byte: model, plan, golden vectors, runner."""
+def write_artifact_files(folder: Path, parts: BundleParts) -> list[Arrays]:
+    """The files that the same inputs and seed reproduce byte for byte: model, plan, golden vectors, runner.
+
+    Returns:
+        The artifact's outputs for the golden inputs.
+    """
     shutil.copyfile(parts.shipped.path, folder / parts.shipped.path.name)
     write_json(folder / "plan.json", parts.shipped.plan.to_dict())
     model = LiteRtModel(folder / parts.shipped.path.name, threads=1)
     inputs = parts.samples.held_out[:GOLDEN]
-    write_golden(folder, inputs, [model.run(*sample) for sample in inputs])
+    expected = [model.run(*sample) for sample in inputs]
+    write_golden(folder, inputs, expected)
     write_runner(folder)
+    return expected
 
 
 def write_bundle(
@@ -57,10 +63,10 @@ def write_bundle(
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write the bundle into `folder` (which becomes `out`) and return the summary `edgeq.export/1`."""
-    write_artifact_files(folder, parts)
+    expected = write_artifact_files(folder, parts)
     reproducible = describe_files(folder)
     write_json(folder / "evidence.json", evidence(parts, float_path, seconds))
-    manifest = manifest_of(parts, command, reproducible)
+    manifest = manifest_of(parts, command, reproducible, expected[0])
     write_json(folder / "manifest.json", manifest.to_dict())
     return summary(folder, out, parts, float_path)
 
@@ -84,7 +90,9 @@ def evidence(parts: BundleParts, float_path: Path, seconds: Mapping[str, float])
     }
 
 
-def manifest_of(parts: BundleParts, command: Sequence[str], files: Sequence[Mapping[str, Any]]) -> Manifest:
+def manifest_of(
+    parts: BundleParts, command: Sequence[str], files: Sequence[Mapping[str, Any]], outputs: Arrays
+) -> Manifest:
     """The manifest; names of files, never paths of this machine."""
     loaded = parts.adapter.loaded
     config = {k: v for k, v in parts.config.to_dict().items() if k not in PRIVATE}
@@ -103,18 +111,12 @@ def manifest_of(parts: BundleParts, command: Sequence[str], files: Sequence[Mapp
         inputs=tuple(
             {"name": n, "shape": list(s)} for n, s in zip(loaded.input_names, loaded.input_shapes, strict=True)
         ),
-        outputs=tuple(
-            {"name": n, "shape": list(a.shape)} for n, a in zip(loaded.output_names, _first_output(parts), strict=True)
-        ),
+        outputs=tuple({"name": n, "shape": list(a.shape)} for n, a in zip(loaded.output_names, outputs, strict=True)),
         labels=loaded.classes,
         target=parts.target.name,
         scheme=parts.shipped.scheme,
         input_files=inputs,
     )
-
-
-def _first_output(parts: BundleParts) -> Arrays:
-    return LiteRtModel(parts.shipped.path, threads=1).run(*parts.samples.held_out[0])
 
 
 def summary(folder: Path, out: Path, parts: BundleParts, float_path: Path) -> dict[str, Any]:

@@ -173,13 +173,13 @@ def ranked(measured: Sequence[Candidate]) -> list[Candidate]:
 
 def _evaluate(session: Session, candidate: Candidate, stages: Stages) -> Evaluation | None:
     """The task metric of float and candidate on labelled data, if there is any."""
-    if session.config.data is None:
+    if session.labelled is None:
         return None
     with stages.step(f"evaluate {candidate.scheme}") as advance:
         return evaluate(
             session.config,
             session.adapter,
-            session.samples,
+            session.labelled,
             session.float_path,
             candidate.path,
             session.threads,

@@ -114,23 +114,16 @@ def collect_samples(config: ExportConfig, adapter: ModelAdapter) -> Samples:
     return Samples(source, adapter, chosen, kept, inputs)
 
 
-def evaluate(
-    config: ExportConfig,
-    adapter: ModelAdapter,
-    samples: Samples,
-    float_path: Path,
-    path: Path,
-    threads: int,
-    advance: Callable[[int], None],
-) -> Evaluation:
-    """Score the float file and the artifact on the labelled items of `--data`.
+def open_labelled(config: ExportConfig, samples: Samples) -> ImageSource | None:
+    """The labelled items of `--data`, None without it; checked before any long work begins.
 
     Raises:
-        DataError: No labels, labels the model does not know, or items that calibration has seen.
+        DataError: It cannot be read, has no labels, or holds items that calibration uses.
     """
-    source = open_images(Path(str(config.data)), role="evaluation")
-    labels = [item.label for item in source.items if item.label is not None]
-    if len(labels) < len(source):
+    if config.data is None:
+        return None
+    source = open_images(config.data, role="evaluation")
+    if any(item.label is None for item in source.items):
         raise DataError(
             f"{config.data} carries no labels",
             code="EQ-D020",
@@ -146,6 +139,20 @@ def evaluate(
             place=str(config.data),
             hint="give --calib other images than --data",
         )
+    return source
+
+
+def evaluate(
+    config: ExportConfig,
+    adapter: ModelAdapter,
+    source: ImageSource,
+    float_path: Path,
+    path: Path,
+    threads: int,
+    advance: Callable[[int], None],
+) -> Evaluation:
+    """Score the float file and the artifact on the items of `open_labelled`."""
+    labels = [item.label for item in source.items if item.label is not None]
     count = min(len(source), config.limit) if config.limit else len(source)
     reference, quantized = LiteRtModel(float_path, threads=threads), LiteRtModel(path, threads=threads)
     scores = np.zeros((count, 2))

@@ -17,6 +17,7 @@ from edgeq import candidate as candidates
 from edgeq.cache import calibration_key, load, store
 from edgeq.candidate import Arrays, Candidate
 from edgeq.config import ExportConfig
+from edgeq.data import ImageSource
 from edgeq.devices import get_target
 from edgeq.devices.base import Target
 from edgeq.devices.litert import LiteRtModel
@@ -29,7 +30,7 @@ from edgeq.models.base import ModelAdapter, parse_model
 from edgeq.progress import Progress
 from edgeq.quant.calibrator import calibrate
 from edgeq.quant.statistics import TensorStatistics
-from edgeq.samples import Samples, collect_samples
+from edgeq.samples import Samples, collect_samples, open_labelled
 
 CONVERTED = 1e-3  # largest relative difference between the float file and the captured graph
 
@@ -63,6 +64,7 @@ class Session:
     statistics: dict[str, TensorStatistics]
     float_path: Path
     reference: list[Arrays]
+    labelled: ImageSource | None
     threads: int
 
 
@@ -87,6 +89,7 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Session:
     with stages.step("load"):
         target, exporter, adapter = resolve(config)
         samples = collect_samples(config, adapter)
+        labelled = open_labelled(config, samples)
     with stages.step("convert float"):
         float_path = scratch / f"float-{exporter.file_name}"
         graph = adapter.loaded.graph
@@ -94,7 +97,17 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Session:
         threads = config.threads or target_threads(target)
         reference = float_outputs(adapter, float_path, samples, threads)
     session = Session(
-        config, adapter, target, exporter, exporter.prepare(graph), samples, {}, float_path, reference, threads
+        config,
+        adapter,
+        target,
+        exporter,
+        exporter.prepare(graph),
+        samples,
+        {},
+        float_path,
+        reference,
+        labelled,
+        threads,
     )
     session.statistics.update(observe(session, stages))
     return session

@@ -126,3 +126,10 @@ def test_stopped_in_every_stage(stage: str, number: signal.Signals, tmp_path: Pa
         again = edgeq("export", "vit_nano", *FAST, cwd=tmp_path)
         assert again.returncode == 0, again.stderr
         assert [p.name for p in (tmp_path / "out").iterdir()] == ["vit_nano-rpi"]
+
+
+def test_data_that_cannot_score_is_refused_before_the_long_work(tmp_path: Path) -> None:
+    photos(tmp_path / "unlabelled", 4)
+    refused("EQ-D020", 3, "vit_nano", "--device", "rpi", "--data", "unlabelled", cwd=tmp_path)
+    done = edgeq("export", "vit_nano", "--device", "rpi", "--data", "unlabelled", cwd=tmp_path)
+    assert "convert float" not in done.stderr
