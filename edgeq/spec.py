@@ -1,22 +1,22 @@
 """What is quantized and how, as plain data: specs (wishes), parameters (results) and the plan (everything together).
 
-`QuantSpec` says which grid a tensor should get, `QParams` is the grid it got, `QuantPlan` is the complete decision for
-a graph and the only thing that passes between calibration, rounding, allocation and legalizing. All round-trip
-through JSON. No torch here.
+`QuantSpec` says which grid a tensor should get, `QParams` (evenly spaced) or `TableParams` (any levels) is the grid it
+got, `QuantPlan` is the complete decision for a graph and the only thing that passes between calibration, rounding,
+allocation and legalizing. All round-trip through JSON. No torch here.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
+from edgeq.errors import InternalError, UsageError
 
 Role = Literal["weight", "activation"]
 Mode = Literal["static", "dynamic", "float"]
@@ -163,6 +163,69 @@ class QParams:
         return cls(QuantSpec.from_dict(data["spec"]), np.asarray(data["scale"]), np.asarray(data["zero_point"]))
 
 
+@dataclass(frozen=True, eq=False)
+class TableParams:
+    """A grid that is not uniform: a code is an index into a table of levels, `real = levels[code]`.
+
+    Args:
+        kind: Name of the quantizer that maps reals to codes, such as `log2`.
+        bits: Width of a code, 2 to 16.
+        parameters: What that quantizer needs: one number, or one per head.
+        levels: Finite float32 `(n,)`, or `(heads, n)` where every head has its own table; n is at most `2^bits`.
+    """
+
+    kind: str
+    bits: int
+    parameters: Mapping[str, float | tuple[float, ...]]
+    levels: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", np.asarray(self.levels, dtype=np.float32))
+        values = {k: tuple(map(float, v)) if isinstance(v, Sequence) else float(v) for k, v in self.parameters.items()}
+        object.__setattr__(self, "parameters", values)
+        if not 2 <= self.bits <= 16:
+            raise UsageError(f"bits must be 2 to 16, not {self.bits}", code="EQ-U200")
+        if self.levels.ndim not in (1, 2) or self.levels.size == 0 or not np.isfinite(self.levels).all():
+            message = f"levels must be finite numbers of shape (n,) or (heads, n), not {self.levels.shape}"
+            raise UsageError(message, code="EQ-U200", hint="take them from the levels() of a quantizer")
+        if self.levels.shape[-1] > 1 << self.bits:
+            message = f"{self.levels.shape[-1]} levels do not fit {self.bits} bits"
+            raise UsageError(message, code="EQ-U200", hint="a published form with an extra zero level cannot be stored")
+        heads = {len(v) for v in values.values() if isinstance(v, tuple)}
+        if heads - {len(self.levels) if self.levels.ndim == 2 else 0}:
+            message = f"parameters for {sorted(heads)} heads, levels of shape {self.levels.shape}"
+            raise UsageError(message, code="EQ-U200", hint="give every parameter once, or once per row of levels")
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, TableParams)
+            and (self.kind, self.bits, self.parameters) == (other.kind, other.bits, other.parameters)
+            and np.array_equal(self.levels, other.levels)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.bits, tuple(sorted(self.parameters.items())), self.levels.tobytes()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; float32 values survive the decimal round trip."""
+        return {
+            "kind": self.kind,
+            "bits": self.bits,
+            "parameters": {k: list(v) if isinstance(v, tuple) else v for k, v in self.parameters.items()},
+            "levels": self.levels.astype(float).tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TableParams:
+        """Inverse of `to_dict`."""
+        return cls(data["kind"], data["bits"], data["parameters"], np.asarray(data["levels"]))
+
+
+def grid_from_dict(data: Mapping[str, Any]) -> QParams | TableParams:
+    """Inverse of the `to_dict` of either kind of grid."""
+    return TableParams.from_dict(data) if "levels" in data else QParams.from_dict(data)
+
+
 @dataclass(frozen=True)
 class TensorPlan:
     """One tensor's grid.
@@ -170,7 +233,7 @@ class TensorPlan:
     Args:
         name: Graph tensor: the FX node that produces it (activation) or the attribute path (weight).
         role: `weight` or `activation`.
-        qparams: The grid.
+        qparams: The grid; what only knows uniform grids reads it as `uniform`.
         provenance: Where the grid comes from, for people ("percentile:0.9999 over 96 samples", "fixed by SOFTMAX").
         rounding: How weights were rounded onto the grid; empty for activations.
         codes_sha256: Hash of the integer codes (weights only), so that an artifact can be proven to hold them.
@@ -178,10 +241,27 @@ class TensorPlan:
 
     name: str
     role: Role
-    qparams: QParams
+    qparams: QParams | TableParams
     provenance: str
     rounding: str = ""
     codes_sha256: str = ""
+
+    @property
+    def uniform(self) -> QParams:
+        """The grid where only a uniform one can stand.
+
+        Raises:
+            InternalError: It is a table: placement let it reach a backend that has none.
+        """
+        if isinstance(self.qparams, TableParams):
+            message = f"{self.name} is on a {self.qparams.kind} grid where only a uniform one can be used"
+            raise InternalError(message, code="EQ-Z200", place=self.name)
+        return self.qparams
+
+    @property
+    def bits(self) -> int:
+        """Width of a code."""
+        return self.qparams.bits if isinstance(self.qparams, TableParams) else self.qparams.spec.bits
 
 
 @dataclass(frozen=True)
@@ -233,13 +313,16 @@ class QuantPlan:
         """Inverse of `to_dict`."""
         if data.get("schema") != "edgeq.plan/1":
             raise UsageError(f"not a plan: schema {data.get('schema')!r}", code="EQ-U003")
-        tensors = [TensorPlan(**{**t, "qparams": QParams.from_dict(t["qparams"])}) for t in data["tensors"]]
+        tensors = [TensorPlan(**{**t, "qparams": grid_from_dict(t["qparams"])}) for t in data["tensors"]]
         ops = [OpPlan(**o) for o in data["ops"]]
         return cls(data["scheme"], {t.name: t for t in tensors}, {o.name: o for o in ops})
 
 
 def _shallow(value: TensorPlan | OpPlan) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+_SETTINGS = ("mode", "weight", "activation", "output", "reason")
 
 
 @dataclass(frozen=True)
@@ -252,6 +335,8 @@ class QuantRule:
         mode: `static`, `dynamic` or `float`.
         weight: Spec of the weights.
         activation: Spec of the activations.
+        output: Spec of the result, where it differs from what is read.
+        reason: Why what matches stays float, for people.
     """
 
     name: str = "*"
@@ -259,6 +344,8 @@ class QuantRule:
     mode: Mode | None = None
     weight: QuantSpec | None = None
     activation: QuantSpec | None = None
+    output: QuantSpec | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -268,6 +355,34 @@ class OpConfig:
     mode: Mode
     weight: QuantSpec
     activation: QuantSpec
+    output: QuantSpec | None = None
+    reason: str = "kept float by the scheme"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a user asks of the grids, before a runtime's rules turn it into a `QuantConfig`.
+
+    Args:
+        weight_bits: Width of weights; the first and the last layer keep 8.
+        activation_bits: Width of activations; likewise.
+        observer: Range estimator of activations.
+        products_only: Of the integer scheme: only matrix products, convolutions and what moves or pools their codes
+            are integers, the arithmetic between them is float.
+
+    Raises:
+        UsageError: A width is not 2 to 16.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    observer: str = "minmax"
+    products_only: bool = False
+
+    def __post_init__(self) -> None:
+        for bits in (self.weight_bits, self.activation_bits):
+            if not 2 <= bits <= 16:
+                raise UsageError(f"bits must be 2 to 16, not {bits}", code="EQ-U003")
 
 
 @dataclass(frozen=True)
@@ -287,7 +402,7 @@ class QuantConfig:
         result = self.base
         for rule in self.rules:
             if fnmatch.fnmatchcase(name, rule.name) and fnmatch.fnmatchcase(op, rule.op):
-                changes = {k: v for k in ("mode", "weight", "activation") if (v := getattr(rule, k)) is not None}
+                changes = {k: v for k in _SETTINGS if (v := getattr(rule, k)) is not None}
                 result = replace(result, **changes)
         return result
 
@@ -298,7 +413,8 @@ class QuantConfig:
             return None if value is None else value.to_dict()
 
         def entry(value: OpConfig | QuantRule) -> dict[str, Any]:
-            return {"mode": value.mode, "weight": spec(value.weight), "activation": spec(value.activation)}
+            settings = {"mode": value.mode, "weight": spec(value.weight), "activation": spec(value.activation)}
+            return {**settings, "output": spec(value.output), "reason": value.reason}
 
         return {
             "schema": "edgeq.quant/1",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeq.cli.console import Console
 from edgeq.cli.options import command
+
+if TYPE_CHECKING:
+    from edgeq.spec import TensorPlan
 
 _PATH = click.Path(path_type=Path)
 
@@ -43,10 +46,7 @@ def inspect(console: Console, bundle: Path, layers: bool, tensors: bool) -> int:
         rows = [(r["name"], r["op"], r["mode"], _db(r["own_db"]), _db(r["total_db"])) for r in shipped["layers"]]
         console.result_table(("layer", "op", "mode", "own error dB", "with all before dB"), rows, title="\nlayers")
     if tensors:
-        grids = [
-            (t.name, t.role, t.qparams.spec.bits, t.qparams.scale.size, float(t.qparams.scale.max()), t.provenance)
-            for t in plan.tensors.values()
-        ]
+        grids = [(t.name, t.role, t.bits, *_scales(t), t.provenance) for t in plan.tensors.values()]
         console.result_table(("tensor", "role", "bits", "scales", "largest scale", "from"), grids, title="\ngrids")
     console.emit_json(
         {
@@ -62,3 +62,11 @@ def inspect(console: Console, bundle: Path, layers: bool, tensors: bool) -> int:
 
 def _db(value: Any) -> float | None:
     return None if value is None else round(float(value), 1)
+
+
+def _scales(tensor: TensorPlan) -> tuple[int, float | None]:
+    """Number of scales and the largest one; a table of levels has none."""
+    from edgeq.spec import QParams  # imports numpy
+
+    grid = tensor.qparams
+    return (grid.scale.size, float(grid.scale.max())) if isinstance(grid, QParams) else (0, None)

@@ -1,0 +1,99 @@
+"""Grids as plain data: tables of levels beside uniform grids, and plans that hold both."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgeq.errors import InternalError, UsageError
+from edgeq.spec import QParams, QuantPlan, QuantSpec, TableParams, TensorPlan, grid_from_dict
+
+UNIFORM = QParams(QuantSpec(8), np.array(0.5, np.float32), np.array(3, np.int32))
+TABLE = TableParams("log2", 3, {"limit": 1.0}, np.append(2.0 ** -np.arange(7), 0).astype(np.float32))
+LEVELS = hnp.arrays(
+    np.float32, st.integers(1, 16), elements=st.floats(-1e6, 1e6, width=32), fill=st.just(np.float32(0))
+)
+
+
+def plan(*tensors: TensorPlan) -> QuantPlan:
+    return QuantPlan("static", {t.name: t for t in tensors}, {})
+
+
+@given(LEVELS, st.floats(-1e9, 1e9), st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=4))
+def test_tables_survive_json(levels: np.ndarray, shared: float, per_head: list[float]) -> None:
+    for table in (
+        TableParams("adalog", 4, {"limit": shared}, levels),
+        TableParams("adalog", 4, {"limit": shared, "base": tuple(per_head)}, np.stack([levels] * len(per_head))),
+    ):
+        again = grid_from_dict(json.loads(json.dumps(table.to_dict())))
+        assert again == table
+        assert hash(again) == hash(table)
+
+
+def test_plans_survive_json_with_both_kinds_of_grid() -> None:
+    mixed = plan(TensorPlan("x", "activation", UNIFORM, "minmax"), TensorPlan("p", "activation", TABLE, "search"))
+    again = QuantPlan.from_dict(json.loads(json.dumps(mixed.to_dict())))
+    assert dict(again.tensors) == dict(mixed.tensors)
+    assert [t.bits for t in again.tensors.values()] == [8, 3]
+
+
+def test_plans_written_before_tables_still_open() -> None:
+    old = {
+        "schema": "edgeq.plan/1",
+        "scheme": "static",
+        "tensors": [
+            {
+                "name": "x",
+                "role": "activation",
+                "qparams": {"spec": UNIFORM.spec.to_dict(), "scale": 0.5, "zero_point": 3},
+                "provenance": "minmax",
+                "rounding": "",
+                "codes_sha256": "",
+            }
+        ],
+        "ops": [],
+    }
+    assert QuantPlan.from_dict(old).tensors["x"].uniform == UNIFORM
+    assert QuantPlan.from_dict(old).to_dict() == old
+
+
+def test_a_table_is_refused_where_only_a_uniform_grid_can_stand() -> None:
+    assert TensorPlan("x", "activation", UNIFORM, "").uniform is UNIFORM
+    with pytest.raises(InternalError) as caught:
+        _ = TensorPlan("p", "activation", TABLE, "").uniform
+    assert caught.value.code == "EQ-Z200"
+    assert "log2" in caught.value.message
+
+
+def test_tables_differ_in_each_field() -> None:
+    values = {"kind": TABLE.kind, "bits": TABLE.bits, "parameters": TABLE.parameters, "levels": TABLE.levels}
+    assert TableParams(**values) == TABLE
+    for name, other in (("kind", "tan"), ("bits", 4), ("parameters", {}), ("levels", TABLE.levels[:-1])):
+        assert TableParams(**{**values, name: other}) != TABLE
+
+
+@pytest.mark.parametrize(
+    ("bits", "parameters", "levels"),
+    [
+        (1, {}, [0.0]),
+        (17, {}, [0.0]),
+        (3, {}, np.zeros(9)),
+        (3, {}, []),
+        (3, {}, 1.0),
+        (3, {}, np.zeros((2, 2, 2))),
+        (3, {}, [math.nan]),
+        (3, {}, [math.inf]),
+        (3, {"limit": (1.0, 2.0)}, [0.0, 1.0]),
+        (3, {"limit": (1.0, 2.0)}, np.zeros((3, 8))),
+    ],
+)
+def test_impossible_tables_are_refused(bits: int, parameters: dict, levels: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        TableParams("log2", bits, parameters, np.asarray(levels))
+    assert caught.value.code == "EQ-U200"
