@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgeq.errors import ModelError, unknown_name
+from edgeq.errors import ModelError, UsageError, unknown_name
 from edgeq.quant.ranges import Array, parse_estimator, search_clip
+from edgeq.quant.rounding.table import ROUNDERS, get_rounder
 from edgeq.quant.uniform import group_shape, qparams_from_range, quantize
 from edgeq.spec import PerChannel, PerGroup, QParams, QuantSpec
-
-Rounding = Callable[[Tensor, QParams], Tensor]
-
-ROUNDINGS: Mapping[str, Rounding] = {"nearest": quantize}
-"""Rounding rules by name: `(weight, qparams) -> int32 codes` of the weight's shape."""
 
 
 @torch.no_grad()
@@ -47,22 +42,23 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, *, name: str = "weight") -> 
 
 @torch.no_grad()
 def round_weights(weight: Tensor, qparams: QParams, rounding: str = "nearest", *, name: str = "weight") -> Tensor:
-    """Integer codes of a weight, int32, of its shape.
+    """Integer codes of a weight, int32, of its shape, by a rounding that needs no data.
 
     Args:
-        weight: The weight.
+        weight: The weight, any shape.
         qparams: Its grid.
-        rounding: Key of `ROUNDINGS`.
+        rounding: Key of `edgeq.quant.rounding.ROUNDERS`; those that need data take a `LayerProblem` instead.
         name: Attribute path, for messages.
 
     Raises:
-        UsageError: Unknown rounding, or a grid that does not fit the shape.
+        UsageError: Unknown rounding, one that needs data, or a grid that does not fit the shape.
         ModelError: The weight holds NaN or infinity.
     """
-    if rounding not in ROUNDINGS:
-        raise unknown_name("rounding", rounding, ROUNDINGS, code="EQ-U025", command="edgeq methods")
+    if get_rounder(rounding).needs_data:
+        known = ", ".join(key for key, entry in ROUNDERS.items() if not entry.needs_data)
+        raise UsageError(f"rounding {rounding!r} needs calibration data", code="EQ-U225", hint=f"without: {known}")
     _require_finite(weight, name)
-    return ROUNDINGS[rounding](weight, qparams)
+    return quantize(weight, qparams)
 
 
 def cover_bias(qparams: QParams, bias: Tensor, input_scale: float) -> QParams:
