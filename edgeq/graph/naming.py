@@ -8,12 +8,13 @@ from collections import Counter
 
 from torch import fx, nn
 
+from edgeq.graph.bounds import KEY as BOUNDS
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.rewrite import fetch, path_of
 
 # Names that a module already uses for itself.
 _RESERVED = frozenset(dir(nn.Module())) | {"graph", "code"}
-_KEPT = ("val", "path", "onnx_name", "onnx_node")
+_KEPT = ("val", "path", "onnx_name", "onnx_node", BOUNDS)
 
 
 def rebuild(gm: fx.GraphModule) -> fx.GraphModule:

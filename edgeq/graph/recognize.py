@@ -50,7 +50,7 @@ class AttentionSite:
         scores: Matmul of queries and keys, `(..., heads, T, K)`.
         softmax: Softmax over the keys.
         context: Matmul of probabilities and values.
-        scaled: Whether the scores are multiplied by a number after the matmul.
+        scaled: Whether the scores are multiplied by a number, or by one for each head, after the matmul.
         masked: Whether a mask is added to the scores.
     """
 
@@ -122,7 +122,7 @@ def _scores(gm: fx.GraphModule, node: object) -> tuple[fx.Node, bool, bool] | No
         if node.target is aten.matmul.default:
             return node, scaled, masked
         shape = shape_of(node)
-        if node.target in (aten.mul.Tensor, aten.div.Tensor) and _number(gm, node.args[1]) is not None:
+        if node.target in (aten.mul.Tensor, aten.div.Tensor) and _constant(gm, node.args[1]):
             scaled, node = True, node.args[0]
         elif node.target in (aten.add.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.reshape.default):
             same = [n for n in node.all_input_nodes if _leads_to_matmul(n)]
@@ -163,6 +163,11 @@ def _number(gm: fx.GraphModule, value: object) -> float | None:
         return float(value)
     constant = constant_of(gm, value)
     return float(constant.reshape(()).item()) if constant is not None and constant.numel() == 1 else None
+
+
+def _constant(gm: fx.GraphModule, value: object) -> bool:
+    """Whether `value` is a number or a constant (a scale for each head)."""
+    return isinstance(value, (int, float)) or constant_of(gm, value) is not None
 
 
 def _mean(node: object) -> _Centered | None:

@@ -1,0 +1,142 @@
+"""Keys without their common offset, which softmax ignores: a smaller range for the keys and for the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from edgeq.graph.kinds import op_kind
+from edgeq.graph.recognize import AttentionSite, attention_sites
+from edgeq.graph.rewrite import shape_of, single_user
+from edgeq.graph.transforms.channels import ChannelStatistics, channel_statistics
+from edgeq.graph.transforms.norm_sites import Skipped, statistics_of
+from edgeq.graph.transforms.parameters import parameter, set_parameter
+from edgeq.graph.transforms.projections import Projection, attention_projections, channel_axis
+
+# What may lie between scores and softmax: each keeps "plus a constant along the row" harmless.
+_HARMLESS = ("mul", "div", "add", "where", "masked_fill", "reshape")
+
+
+@dataclass(frozen=True)
+class CenteredKeys:
+    """An attention whose keys have lost their mean.
+
+    Args:
+        site: Index of the attention.
+        linear: The linear behind the keys.
+        before: Width of the keys' range, 0 included, as the linear puts them out.
+        after: The same afterwards.
+    """
+
+    site: int
+    linear: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class CenterKeysReport:
+    """What `center_keys` did.
+
+    Args:
+        sites: Attentions with centred keys.
+        skipped: Attentions left as they were, by their scores.
+    """
+
+    sites: tuple[CenteredKeys, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def key_tensors(gm: fx.GraphModule) -> dict[str, int]:
+    """The linears behind the keys of all attentions with the axis of their channels: what to take statistics of."""
+    nodes = {n.name: n for n in gm.graph.nodes}
+    keys = [attention_projections(gm, site).key for site in attention_sites(gm)]
+    axes = {k.node: channel_axis(gm, nodes[k.node]) for k in keys if k is not None}
+    return {name: axis for name, axis in axes.items() if axis is not None}
+
+
+def center_keys(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> CenterKeysReport:
+    """Subtract from each key channel its mean over tokens and samples, by way of the bias of its linear.
+
+    A row of logits is `q (K - 1 m)^T = q K^T - (q m^T) 1^T`: all its entries lose the same number, which softmax does
+    not see. A layer without bias gets one. Keys that anything besides the scores reads are left alone.
+
+    Source: smoothing of K in SageAttention (Zhang et al., arXiv:2410.02367, section 4.2). Deviation: m is a constant
+    from calibration rather than the mean of the current tokens, so that it costs nothing at run time.
+
+    Args:
+        gm: Canonical graph, changed in place.
+        statistics: Of the tensors of `key_tensors`, by name; attentions without are skipped.
+
+    Raises:
+        UsageError: Statistics of other channels.
+    """
+    done: list[CenteredKeys] = []
+    skipped: list[Skipped] = []
+    nodes = {n.name: n for n in gm.graph.nodes}
+    for site in attention_sites(gm):
+        found = _centerable(gm, nodes, site)
+        if isinstance(found, str):
+            skipped.append(Skipped(site.scores, found))
+            continue
+        linear = nodes[found.node]
+        weight, bias = parameter(gm, linear, "weight"), parameter(gm, linear, "bias")
+        assert weight is not None
+        seen = statistics_of(statistics, found.node, weight.shape[0])
+        if seen is None:
+            skipped.append(Skipped(site.scores, f"no statistics of {found.node}"))
+            continue
+        rows = found.channels.flatten()
+        offset = torch.zeros(weight.shape[0], dtype=torch.float64)
+        offset[rows] = seen.mean[rows]
+        start = torch.zeros_like(offset) if bias is None else bias.double()
+        set_parameter(gm, linear, "bias", start - offset)
+        before = _width(seen.low[rows], seen.high[rows])
+        after = _width((seen.low - offset)[rows], (seen.high - offset)[rows])
+        done.append(CenteredKeys(site.index, found.node, before, after))
+    return CenterKeysReport(tuple(done), tuple(skipped))
+
+
+def logit_ranges(gm: fx.GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> dict[int, tuple[float, float]]:
+    """Smallest and largest product of queries and keys of each attention, by index of the attention.
+
+    Args:
+        gm: Canonical graph.
+        batches: Inputs of the graph.
+
+    Raises:
+        DataError: There is no batch, or an input holds NaN or infinity.
+    """
+    sites: Sequence[AttentionSite] = attention_sites(gm)
+    seen = channel_statistics(gm, [s.scores for s in sites], batches)
+    return {s.index: (float(seen[s.scores].low.min()), float(seen[s.scores].high.max())) for s in sites}
+
+
+def _centerable(gm: fx.GraphModule, nodes: Mapping[str, fx.Node], site: AttentionSite) -> Projection | str:
+    """The linear behind the keys if a constant may be taken off them, else why not."""
+    projections = attention_projections(gm, site)
+    key = projections.key
+    if key is None:
+        return f"the keys cannot be followed to a linear: {projections.reasons['key']}"
+    if key.shared:
+        return f"{', '.join(key.shared)} reads the keys too"
+    node = nodes[site.scores]
+    width = shape_of(node)[-1]
+    while node.name != site.softmax:
+        if not single_user(node):
+            return f"{', '.join(sorted(u.name for u in node.users))} read the logits {node.name}"
+        node = next(iter(node.users))
+        if node.name != site.softmax and (op_kind(node) not in _HARMLESS or shape_of(node)[-1] != width):
+            return f"{node.name} lies between logits and softmax"
+    bias = nodes[key.node].args[2] if len(nodes[key.node].args) > 2 else None
+    if bias is not None and parameter(gm, nodes[key.node], "bias") is None:
+        return f"the bias of {key.node} is computed"
+    return key
+
+
+def _width(low: Tensor, high: Tensor) -> float:
+    """Width of the range over all channels, 0 included."""
+    return max(float(high.max()), 0.0) - min(float(low.min()), 0.0)

@@ -1,0 +1,90 @@
+"""All transforms that make a transformer's tensors fit grids of 8 bits and fewer, in an order that works."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from edgeq.graph.naming import rebuild
+from edgeq.graph.rewrite import refresh
+from edgeq.graph.transforms.balance import balance_hidden, balance_stems, hidden_tensors, stem_tensors
+from edgeq.graph.transforms.channels import channel_statistics
+from edgeq.graph.transforms.heads import head_tensors, rotate_heads, scale_heads
+from edgeq.graph.transforms.keys import center_keys, key_tensors
+from edgeq.graph.transforms.norm_sites import Skipped
+from edgeq.graph.transforms.probabilities import split_probabilities
+from edgeq.graph.transforms.rotate import rotate_streams
+
+Batches = Callable[[], Iterable[tuple[Tensor, ...]]]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What one transform did to a graph.
+
+    Args:
+        name: The transform.
+        sites: How many places it changed.
+        skipped: What it left alone, and why.
+    """
+
+    name: str
+    sites: int
+    skipped: tuple[Skipped, ...]
+
+
+def spread_outliers(graph: fx.GraphModule, seed: int = 0) -> tuple[fx.GraphModule, tuple[Applied, ...]]:
+    """Rotate residual streams in a copy of `graph`; needs no data.
+
+    Args:
+        graph: Canonical float graph.
+        seed: Of the rotation.
+    """
+    copied = copy.deepcopy(graph)
+    report = rotate_streams(copied, seed)
+    applied = Applied("rotate streams", len(report.rotated), report.skipped)
+    return rebuild(copied), (applied,)
+
+
+def fit_transformer(
+    graph: fx.GraphModule, batches: Batches, seed: int = 0
+) -> tuple[fx.GraphModule, tuple[Applied, ...]]:
+    """Rotate streams and heads, centre keys, balance hidden layers, scale heads and split probabilities, in a copy.
+
+    The function stays, up to float rounding. A graph without attention, or without layer norms, is left alone where
+    nothing fits.
+
+    Args:
+        graph: Canonical float graph.
+        batches: Calibration inputs; read twice.
+        seed: Of the rotations.
+
+    Raises:
+        DataError: There is no batch, or an input holds NaN or infinity.
+    """
+    copied = copy.deepcopy(graph)
+    stems = stem_tensors(copied)
+    streams = rotate_streams(copied, seed)
+    heads = rotate_heads(copied, seed)
+    axes = {**dict.fromkeys(hidden_tensors(copied), -1), **key_tensors(copied), **stems}
+    seen = channel_statistics(copied, list(axes), batches(), axes) if axes else {}
+    keys = center_keys(copied, seen)
+    hidden = balance_hidden(copied, seen)
+    stem = balance_stems(copied, {name: seen[name] for name in stems})
+    axes = head_tensors(copied)
+    scaled = scale_heads(copied, channel_statistics(copied, list(axes), batches(), axes) if axes else {})
+    split = split_probabilities(copied)
+    refresh(copied)
+    applied = (
+        Applied("rotate streams", len(streams.rotated), streams.skipped),
+        Applied("rotate heads", len(heads.sites), heads.skipped),
+        Applied("centre keys", len(keys.sites), keys.skipped),
+        Applied("balance hidden layers", len(hidden.layers), hidden.skipped),
+        Applied("balance stems", len(stem.layers), stem.skipped),
+        Applied("scale heads", len(scaled.sites), scaled.skipped),
+        Applied("split probabilities", len(split.thresholds), split.skipped),
+    )
+    return rebuild(copied), applied
