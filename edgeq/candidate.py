@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from edgeq.devices.timing import PairedLatency, Runs, paired_latency
 from edgeq.exporters.base import Exporter, ReadBack
 from edgeq.graph.layers import LayerFidelity, layer_fidelity
 from edgeq.graph.legalize import Legalized, legalize
-from edgeq.graph.placement import Placement, place
+from edgeq.graph.solve import Rounding
 from edgeq.metrics import Summary, sqnr_db, summarize
 from edgeq.quant.statistics import TensorStatistics
-from edgeq.spec import QuantConfig, QuantPlan
+from edgeq.recipe import Recipe, place_scheme
+from edgeq.spec import QuantPlan
 
 Arrays = tuple[NDArray[np.float32], ...]
 
@@ -38,6 +39,7 @@ class Candidate:
         bytes: Its size.
         plan: Its quantization.
         read_back: What the file contains.
+        recipe: How it was quantized.
         fidelity: SQNR in dB of every output over the held-out samples, by output name.
         simulated_db: Median SQNR that the simulation predicts on the first samples.
         latency: Paired with the float file, or None when not timed.
@@ -51,6 +53,7 @@ class Candidate:
     bytes: int
     plan: QuantPlan
     read_back: ReadBack
+    recipe: Recipe
     fidelity: dict[str, Summary] = field(default_factory=dict)
     simulated_db: float | None = None
     latency: PairedLatency | None = None
@@ -68,6 +71,8 @@ class Candidate:
         return {
             "scheme": self.scheme,
             "bytes": self.bytes,
+            "transform": self.recipe.transform,
+            "rounding": self.recipe.rounding,
             "rejected": list(self.rejected),
             "fidelity_sqnr_db": {k: v.to_dict() for k, v in self.fidelity.items()},
             "simulated_sqnr_db": self.simulated_db,
@@ -91,25 +96,28 @@ def _float_ops(plan: QuantPlan) -> list[dict[str, Any]]:
     return [{"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(groups.items())]
 
 
-def place_scheme(
-    graph: fx.GraphModule, exporter: Exporter, scheme: str, observer: str
-) -> tuple[QuantConfig, Placement]:
-    """The placement of a scheme on an exporter's runtime."""
-    config = exporter.config(scheme, observer)
-    return config, place(graph, config, exporter.rules)
-
-
 def build(
     graph: fx.GraphModule,
     exporter: Exporter,
     scheme: str,
-    observer: str,
-    statistics: dict[str, TensorStatistics],
+    recipe: Recipe,
+    statistics: Mapping[str, TensorStatistics],
+    rounding: Rounding,
     folder: Path,
 ) -> tuple[Candidate, Legalized]:
-    """Legalize, emit and read back one candidate in `folder`; its graphs are returned apart, they are large."""
-    config, placement = place_scheme(graph, exporter, scheme, observer)
-    legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme)
+    """Legalize, emit and read back one candidate in `folder`; its graphs are returned apart, they are large.
+
+    Args:
+        graph: Float graph, already transformed as the recipe says.
+        exporter: The runtime.
+        scheme: The scheme.
+        recipe: Its recipe.
+        statistics: Of the tensors that `observed` names.
+        rounding: The recipe's rounder, with the samples it may need.
+        folder: Where to write.
+    """
+    config, placement = place_scheme(graph, exporter, scheme, recipe.precision)
+    legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme, rounding)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / exporter.file_name
     exporter.emit(legalized.emission, example_of(graph), legalized.plan, path)
@@ -121,7 +129,8 @@ def build(
         rejected.append(f"{len(read_back.extra)} integer weights in the file nobody planned: {read_back.extra[0]}, ...")
     if not legalized.plan.weights():
         rejected.append("no layer of this model has a weight that could be quantized")
-    candidate = Candidate(scheme, path, path.stat().st_size, legalized.plan, read_back, rejected=tuple(rejected))
+    size = path.stat().st_size
+    candidate = Candidate(scheme, path, size, legalized.plan, read_back, recipe, rejected=tuple(rejected))
     return candidate, legalized
 
 

@@ -42,7 +42,8 @@ class ExportConfig:
         format: Artifact format, or `auto` for the target's first.
         bits: Widths of weights and activations.
         scheme: What runs as integers; `auto` measures the candidates and ships the best.
-        method: How ranges are chosen.
+        method: How tensors are made to fit their grids, and how ranges are chosen.
+        rounding: How weights are rounded.
         calib: Calibration samples.
         samples: Number of calibration samples to use.
         data: Labelled data for the task metric.
@@ -69,6 +70,7 @@ class ExportConfig:
     bits: str = "w8a8"
     scheme: str = "auto"
     method: str = "auto"
+    rounding: str = "auto"
     calib: Path | None = None
     samples: int = 128
     data: Path | None = None

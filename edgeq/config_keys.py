@@ -14,7 +14,7 @@ from types import MappingProxyType
 from edgeq.errors import unknown_name
 
 FORMATS = ("auto", "tflite")
-BITS = ("w8a8",)
+BITS = ("w8a8", "w4a8")
 SCHEMES = MappingProxyType(
     {
         "auto": "measure the candidates that the target allows, ship the fastest that holds the fidelity floor",
@@ -25,12 +25,35 @@ SCHEMES = MappingProxyType(
 )
 METHODS = MappingProxyType(
     {
-        "auto": "minmax: clipping outliers before they are rotated away costs the worst sample most",
+        "auto": "what was measured best: `transformer` for static and integer, nothing for dynamic",
+        "transformer": "rotate streams and heads, centre keys, balance MLPs, split probabilities; then minmax",
+        "rotate": "rotate residual streams only, which needs no data; then minmax",
         "minmax": "the full range that calibration saw; no value is clipped",
         "percentile": "cut rare outliers on both sides: `percentile:P` keeps the share P in (0.5, 1]; 1 equals minmax",
         "mse": "the range with the least mean squared error of the quantized histogram",
     }
 )
+
+
+ROUNDINGS = MappingProxyType(
+    {
+        "auto": "what was measured best: `gptq` where layers are calibrated, `nearest` elsewhere",
+        "nearest": "each weight to the nearest code",
+        "gptq": "input by input, the rest makes good what rounding does wrong (GPTQ)",
+        "coordinate": "GPTQ, then single codes moved while the output improves",
+        "erq": "ridge regression, then halves of the inputs refined and corrected (ERQ)",
+        "adaround": "learns for each weight whether to round up or down (AdaRound); slow",
+        "flexround": "learns divisors of weights and the scales; codes may move far (FlexRound); slow",
+        "signround": "learns shifts and clips by the sign of the gradient (SignRound); slow",
+        "decoupleq": "best codes for the grid and best grid for the codes, in turn (decoupleQ); slow",
+    }
+)
+
+
+def split_bits(bits: str) -> tuple[int, int]:
+    """Widths of weights and activations in a spelling such as `w4a8`."""
+    weights, _, activations = bits.removeprefix("w").partition("a")
+    return int(weights), int(activations)
 
 
 @dataclass(frozen=True)
@@ -148,6 +171,13 @@ _TABLE = (
         "a method (for `percentile:P`, P lies in (0.5, 1])",
         '"percentile:0.9999"',
         _method,
+    ),
+    Key(
+        "rounding",
+        "how weights are rounded, see `edgeq methods`",
+        "a rounding",
+        '"auto"',
+        _name("rounding", tuple(ROUNDINGS)),
     ),
     Key("calib", "calibration samples: folder, packed .npz or one file", "a path", '"photos"', _path),
     Key("samples", "number of calibration samples", "a whole number of at least 1", "128", _whole(1), int),

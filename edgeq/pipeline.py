@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import fx
+
 from edgeq import candidate as candidates
 from edgeq.artifact import check_out, staged
 from edgeq.bundle import BundleParts, write_bundle
@@ -19,10 +21,12 @@ from edgeq.devices.base import Target
 from edgeq.errors import GateError
 from edgeq.graph.legalize import Legalized
 from edgeq.progress import Progress
+from edgeq.recipe import place_scheme, transform_graph
 from edgeq.samples import Evaluation, collect_samples, evaluate
-from edgeq.session import Session, Stages, build_scheme, observer_of, prepare, resolve, schemes
+from edgeq.session import Session, Stages, batches_of, build_scheme, prepare, recipe_of, resolve, schemes
 
 SCRATCH = ".scratch"
+DRY_RUN_SAMPLES = 1
 SECONDS_PER_TIMING = 20.0
 
 
@@ -88,8 +92,13 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
         samples = collect_samples(config, adapter)
         graph = exporter.prepare(adapter.loaded.graph)
     plans = []
+    graphs: dict[str, fx.GraphModule] = {}
     for scheme in schemes(config, target, exporter):
-        placement = candidates.place_scheme(graph, exporter, scheme, observer_of(config))[1]
+        recipe = recipe_of(config, scheme)
+        if recipe.transform not in graphs:
+            few = batches_of(samples, DRY_RUN_SAMPLES)  # the transforms find their places; the numbers do not matter
+            graphs[recipe.transform] = transform_graph(recipe.transform, graph, few, config.seed)[0]
+        placement = place_scheme(graphs[recipe.transform], exporter, scheme, recipe.precision)[1]
         modes = Counter(f"{op.op} {op.mode}" for op in placement.ops.values())
         reasons = sorted({f"{op.op}: {op.reason}" for op in placement.ops.values() if op.reason})
         plans.append({"scheme": scheme, "ops": dict(sorted(modes.items())), "float_because": reasons})
@@ -117,9 +126,10 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
     if candidate.rejected and not session.config.force:
         return candidate
     loaded, held_out = session.adapter.loaded, session.samples.held_out
+    graph = session.fitted[candidate.recipe.transform].graph
     with stages.step(f"measure {candidate.scheme}"):
         candidate = candidates.measure_fidelity(
-            candidate, legalized, session.graph, loaded.output_names, held_out, session.reference, session.threads
+            candidate, legalized, graph, loaded.output_names, held_out, session.reference, session.threads
         )
         candidate = candidates.measure_latency(
             candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,19 @@ from edgeq.devices.litert import LiteRtModel
 from edgeq.errors import ModelError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
-from edgeq.graph.legalize import Legalized
+from edgeq.graph.kinds import op_kind
+from edgeq.graph.legalize import Legalized, observed
+from edgeq.graph.solve import Rounding
+from edgeq.graph.transforms.transformer import Applied
 from edgeq.models import load_model
 from edgeq.models.base import ModelAdapter, parse_model
 from edgeq.progress import Progress
 from edgeq.quant.calibrator import calibrate
 from edgeq.quant.statistics import TensorStatistics
+from edgeq.recipe import Recipe, place_scheme, recipe_for, transform_graph
 from edgeq.samples import Samples, collect_samples, open_labelled
 
+SOLVED = 32  # calibration samples that rounders read: their activations are held in memory together
 CONVERTED = 1e-3  # largest relative difference between the float file and the captured graph
 
 
@@ -51,6 +57,21 @@ class Stages:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The float graph that some candidates start from.
+
+    Args:
+        graph: Transformed.
+        applied: What the transforms did.
+        statistics: Of every tensor that one of these candidates calibrates.
+    """
+
+    graph: fx.GraphModule
+    applied: tuple[Applied, ...]
+    statistics: Mapping[str, TensorStatistics]
+
+
 @dataclass
 class Session:
     """A loaded model with its data and its float reference, from which candidates are built."""
@@ -61,7 +82,7 @@ class Session:
     exporter: Exporter
     graph: fx.GraphModule
     samples: Samples
-    statistics: dict[str, TensorStatistics]
+    fitted: dict[str, Fitted]
     float_path: Path
     reference: list[Arrays]
     labelled: ImageSource | None
@@ -78,7 +99,7 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter]:
     target = get_target(config.device)
     exporter = get_exporter(target.format if config.format == "auto" else config.format)
     if config.scheme != "auto":
-        exporter.config(config.scheme, observer_of(config))
+        exporter.config(config.scheme, recipe_of(config, config.scheme).precision)
     adapter = load_model(parse_model(config.model, config.family, config.weights))
     return target, exporter, adapter
 
@@ -109,7 +130,7 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Session:
         labelled,
         threads,
     )
-    session.statistics.update(observe(session, stages))
+    fit_all(session, stages)
     return session
 
 
@@ -143,40 +164,68 @@ def schemes(config: ExportConfig, target: Target, exporter: Exporter) -> tuple[s
     return tuple(s for s in exporter.schemes if s in target.schemes[exporter.name])
 
 
-def observer_of(config: ExportConfig) -> str:
-    """Range estimator of activations: `auto` keeps every observed value (clipping costs the worst image)."""
-    return "minmax" if config.method == "auto" else config.method
+def recipe_of(config: ExportConfig, scheme: str) -> Recipe:
+    """The recipe that the configuration means for a scheme."""
+    return recipe_for(config.method, config.rounding, config.bits, scheme)
 
 
-def observe(session: Session, stages: Stages) -> dict[str, TensorStatistics]:
-    """Statistics of every tensor that a scheme puts on a calibrated grid, from the cache if nothing changed."""
-    graph, loaded = session.graph, session.adapter.loaded
-    names: set[str] = set()
+def fit_all(session: Session, stages: Stages) -> None:
+    """Transform and calibrate the graph, once for all schemes whose recipes transform it alike."""
+    wanted: dict[str, list[str]] = {}
     for scheme in schemes(session.config, session.target, session.exporter):
-        names.update(candidates.place_scheme(graph, session.exporter, scheme, observer_of(session.config))[1].specs)
+        wanted.setdefault(recipe_of(session.config, scheme).transform, []).append(scheme)
+    for name, members in wanted.items():
+        with stages.step("transform"):
+            graph, applied = transform_graph(name, session.graph, batches_of(session.samples), session.config.seed)
+        session.fitted[name] = Fitted(graph, applied, observe(session, graph, members, stages))
+
+
+def batches_of(samples: Samples, limit: int | None = None) -> Callable[[], Iterator[tuple[torch.Tensor, ...]]]:
+    """The calibration inputs as tensors, as often as they are asked for; at most `limit`, evenly spread."""
+
+    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+        stride = 1 if limit is None else max(1, -(-len(samples.calibration_index) // limit))
+        for sample in islice(samples.calibration(), 0, None, stride):
+            yield tuple(torch.from_numpy(a) for a in sample)
+
+    return batches
+
+
+def observe(
+    session: Session, graph: fx.GraphModule, members: Sequence[str], stages: Stages
+) -> dict[str, TensorStatistics]:
+    """Statistics of every tensor that one of the schemes `members` calibrates, from the cache if nothing changed."""
+    names: set[str] = set()
+    for scheme in members:
+        precision = recipe_of(session.config, scheme).precision
+        names.update(observed(graph, place_scheme(graph, session.exporter, scheme, precision)[1]))
     if not names:
         return {}
     items = [item.sha256 for item in session.samples.calibration_items]
-    key = calibration_key(graph, sorted(names), items, loaded.preprocess)
+    key = calibration_key(graph, sorted(names), items, session.adapter.loaded.preprocess)
     cached = load(key)
     if cached is not None:
         stages.progress.say("calibration statistics taken from the cache: same weights, data and configuration")
         return cached
-    with stages.step("calibrate", len(session.samples.calibration_items)) as advance:
-        batches = (tuple(torch.from_numpy(a) for a in sample) for sample in session.samples.calibration())
-        statistics = calibrate(graph, sorted(names), batches, progress=advance)
+    with stages.step("calibrate", len(items)) as advance:
+        statistics = calibrate(graph, sorted(names), batches_of(session.samples)(), progress=advance)
     store(key, statistics)
     return statistics
 
 
 def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -> tuple[Candidate, Legalized]:
     """Build one candidate."""
-    with stages.step(f"build {scheme}"):
+    recipe = recipe_of(session.config, scheme)
+    fitted = session.fitted[recipe.transform]
+    layers = sum(op_kind(n) in session.exporter.rules.weighted for n in fitted.graph.graph.nodes)
+    with stages.step(f"build {scheme}", layers) as advance:
+        rounding = Rounding(recipe.rounding, lambda: list(batches_of(session.samples, SOLVED)()), advance=advance)
         return candidates.build(
-            session.graph,
+            fitted.graph,
             session.exporter,
             scheme,
-            observer_of(session.config),
-            session.statistics,
+            recipe,
+            fitted.statistics,
+            rounding,
             scratch / scheme,
         )

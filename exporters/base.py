@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from edgeq.graph.legalize import Legalized
 from edgeq.graph.placement import BackendRules
-from edgeq.spec import QuantConfig, QuantPlan
+from edgeq.spec import Precision, QuantConfig, QuantPlan
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Exporter(Protocol):
     rules: BackendRules
     schemes: tuple[str, ...]
 
-    def config(self, scheme: str, observer: str) -> QuantConfig:
-        """The rules that make a scheme on this runtime; `observer` is the range estimator of activations."""
+    def config(self, scheme: str, precision: Precision) -> QuantConfig:
+        """The rules that make a scheme on this runtime."""
 
     def prepare(self, graph: fx.GraphModule) -> fx.GraphModule:
         """A copy of the canonical graph with what the runtime lacks rewritten; the same function in float."""

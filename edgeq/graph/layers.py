@@ -67,7 +67,8 @@ def layer_fidelity(
     chosen = {n: o for n, o in chosen.items() if n not in owners.values()}
     sums: dict[str, list[float]] = {name: [0.0, 0.0] for name in chosen}
     for example in inputs:
-        feeding = {p.name for name in [*chosen, *owners.values()] for p in reference_nodes[name].all_input_nodes}
+        fed = [p for name in [*chosen, *owners.values()] for p in reference_nodes[name].all_input_nodes]
+        feeding = {p.name for p in fed if p.op != "get_attr"}  # constants are as the simulation has rounded them
         feeding -= set(owners.values())
         exact = _Recorder(graph, set(chosen) | feeding)
         network = _Recorder(legalized.simulation, set(chosen))

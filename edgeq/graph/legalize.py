@@ -18,12 +18,15 @@ from torch import Tensor, fx
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers torch.ops.quantized_decomposed
 
 from edgeq.errors import InternalError
+from edgeq.graph.bounds import bounds_of
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.placement import BackendRules, Placement, data_operands
 from edgeq.graph.rewrite import fetch
+from edgeq.graph.solve import Rounding, Solved, apply_solved, solve_weights
+from edgeq.graph.transforms.parameters import parameter
 from edgeq.quant.ranges import choose_range
 from edgeq.quant.statistics import TensorStatistics
-from edgeq.quant.uniform import dequantize, qparams_from_range
+from edgeq.quant.uniform import qparams_from_range
 from edgeq.quant.weights import cover_bias, round_weights, weight_qparams
 from edgeq.spec import PerChannel, QParams, QuantConfig, QuantPlan, QuantSpec, TensorPlan, codes_hash
 
@@ -58,6 +61,7 @@ def legalize(
     rules: BackendRules,
     statistics: Mapping[str, TensorStatistics],
     scheme: str,
+    rounding: Rounding | None = None,
 ) -> Legalized:
     """Give every tensor of `placement` its grid and write the grids into copies of `graph`.
 
@@ -66,12 +70,27 @@ def legalize(
         placement: Result of `place` for the same graph, config and rules.
         config: Specs of weights.
         rules: The backend.
-        statistics: Observed values of every tensor in `placement.specs`; may be empty when there is none.
+        statistics: Observed values of the tensors in `observed(graph, placement)`; may be empty when there are none.
         scheme: Name recorded in the plan.
+        rounding: How weights reach their grids; to the nearest code when None.
     """
     emission = copy.deepcopy(graph)
-    tensors = _activation_grids(placement, statistics, rules)
-    tensors.update(_round_weights(emission, placement, config, rules, tensors))
+    tensors = _activation_grids(graph, placement, statistics, rules)
+    grids = _WeightGrids(graph, placement, config, rules, tensors)
+    if rounding is not None and rounding.needs_data:
+        quantized = copy.deepcopy(graph)
+        _insert_activation_grids(quantized, placement, QuantPlan(scheme, tensors, placement.ops))
+        _insert_dynamic(quantized, placement)
+        solved = solve_weights(graph, quantized, placement.weights, grids, rounding)
+    else:
+        solved = _nearest(graph, placement, grids)
+    nodes = {n.name: n for n in emission.graph.nodes}
+    for name, layer in solved.items():
+        attribute = placement.weights[name]
+        apply_solved(emission, nodes[name], attribute, layer)
+        spec = config.resolve(name, placement.ops[name].op).weight
+        digest = codes_hash(layer.codes.numpy())
+        tensors[attribute] = TensorPlan(attribute, "weight", layer.qparams, spec.observer, layer.note, digest)
     plan = QuantPlan(scheme, tensors, placement.ops)
     _insert_activation_grids(emission, placement, plan)
     _insert_weight_grids(emission, placement, plan)
@@ -85,15 +104,28 @@ def legalize(
     return Legalized(plan, emission, simulation, placement.absorbed)
 
 
+def observed(graph: fx.GraphModule, placement: Placement) -> list[str]:
+    """Names of the tensors whose range calibration has to find, sorted."""
+    bounded = {n.name for n in graph.graph.nodes if bounds_of(n) is not None}
+    fixed = {name for name in placement.specs if placement.groups[name] in placement.fixed}
+    return sorted(set(placement.specs) - bounded - fixed)
+
+
 def _activation_grids(
-    placement: Placement, statistics: Mapping[str, TensorStatistics], rules: BackendRules
+    graph: fx.GraphModule, placement: Placement, statistics: Mapping[str, TensorStatistics], rules: BackendRules
 ) -> dict[str, TensorPlan]:
-    """One grid per group; the group's range covers the chosen range of every member."""
-    ranges: dict[str, list[tuple[float, float]]] = {}
+    """One grid per group; the group's range covers the range of every member that has one of its own."""
+    nodes = {n.name: n for n in graph.graph.nodes}
+    ranges: dict[str, list[tuple[float, float, str]]] = {}
     for name, spec in placement.specs.items():
-        if name not in statistics:
-            raise InternalError(f"no statistics for {name}", code="EQ-Z002", place=name)
-        ranges.setdefault(placement.groups[name], []).append(choose_range(statistics[name], spec))
+        root, bounds = placement.groups[name], bounds_of(nodes[name])
+        if bounds is not None:
+            ranges.setdefault(root, []).append((bounds.low, bounds.high, bounds.origin))
+        elif root not in placement.fixed:
+            if name not in statistics:
+                raise InternalError(f"no statistics for {name}", code="EQ-Z002", place=name)
+            source = f"{spec.observer} over {statistics[name].count} values"
+            ranges.setdefault(root, []).append((*choose_range(statistics[name], spec), source))
     plans = {}
     for name, spec in placement.specs.items():
         root = placement.groups[name]
@@ -104,45 +136,53 @@ def _activation_grids(
         else:
             low, high = min(r[0] for r in ranges[root]), max(r[1] for r in ranges[root])
             qparams = qparams_from_range(np.float64(low), np.float64(high), spec)
-            provenance = f"{spec.observer} over {statistics[name].count} values"
+            provenance = ranges[root][0][2]
             if len(ranges[root]) > 1:
                 provenance += f", shared with {len(ranges[root]) - 1} tensors"
         plans[name] = TensorPlan(name, "activation", qparams, provenance)
     return plans
 
 
-def _round_weights(
-    graph: fx.GraphModule,
-    placement: Placement,
-    config: QuantConfig,
-    rules: BackendRules,
-    activations: Mapping[str, TensorPlan],
-) -> dict[str, TensorPlan]:
-    """Move the weights of `graph` onto their grids, in place."""
-    plans: dict[str, TensorPlan] = {}
-    nodes = {node.name: node for node in graph.graph.nodes}
-    for name, attribute in placement.weights.items():
-        if attribute in plans:
-            continue
-        kind = placement.ops[name].op
-        spec = config.resolve(name, kind).weight
+class _WeightGrids:
+    """The grid of each layer's weight, wide enough for its bias."""
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        placement: Placement,
+        config: QuantConfig,
+        rules: BackendRules,
+        activations: Mapping[str, TensorPlan],
+    ) -> None:
+        self._nodes = {n.name: n for n in graph.graph.nodes}
+        self._placement, self._config, self._rules, self._activations = placement, config, rules, activations
+
+    def __call__(self, name: str, weight: Tensor, bias: Tensor | None) -> QParams:
+        """Grid of the weight of layer `name`, which a rounder may have moved."""
+        kind = self._placement.ops[name].op
+        spec = self._config.resolve(name, kind).weight
         if isinstance(spec.granularity, PerChannel):
-            spec = replace(spec, granularity=PerChannel(rules.weighted[kind]))
-        weight = fetch(graph, attribute)
-        qparams = weight_qparams(weight, spec, name=attribute)
-        bias = nodes[name].args[2] if len(nodes[name].args) > 2 else None
-        if placement.ops[name].mode == "static" and isinstance(bias, fx.Node):
+            spec = replace(spec, granularity=PerChannel(self._rules.weighted[kind]))
+        qparams = weight_qparams(weight, spec, name=self._placement.weights[name])
+        if self._placement.ops[name].mode == "static" and bias is not None:
             # A bias beyond 32 bits of scale_in * scale_weight would be changed by the converter without a word.
-            source = data_operands(nodes[name], weighted=True)[0].name
-            scale_in = float(activations[source].qparams.scale)
-            qparams = cover_bias(qparams, fetch(graph, str(bias.target)), scale_in)
-        codes = round_weights(weight, qparams, name=attribute)
-        with torch.no_grad():
-            weight.copy_(dequantize(codes, qparams).reshape(weight.shape))
-        plans[attribute] = TensorPlan(
-            attribute, "weight", qparams, f"{spec.observer}", "nearest", codes_hash(codes.numpy())
-        )
-    return plans
+            source = data_operands(self._nodes[name], weighted=True)[0].name
+            qparams = cover_bias(qparams, bias, float(self._activations[source].uniform.scale))
+        return qparams
+
+
+def _nearest(graph: fx.GraphModule, placement: Placement, grids: _WeightGrids) -> dict[str, Solved]:
+    """Every weight to its nearest codes, which needs no data; a shared weight once."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    solved: dict[str, Solved] = {}
+    done: set[str] = set()
+    for name, attribute in placement.weights.items():
+        if attribute not in done:
+            done.add(attribute)
+            weight, bias = fetch(graph, attribute), parameter(graph, nodes[name], "bias")
+            qparams = grids(name, weight, bias)
+            solved[name] = Solved(qparams, round_weights(weight, qparams, name=attribute), None, "nearest")
+    return solved
 
 
 def _insert_activation_grids(graph: fx.GraphModule, placement: Placement, plan: QuantPlan) -> None:
@@ -168,7 +208,7 @@ def _insert_activation_grids(graph: fx.GraphModule, placement: Placement, plan: 
         if not readers:
             continue
         with graph.graph.inserting_after(node):
-            pair = _pair_per_tensor(graph.graph, node, entry.qparams)
+            pair = _pair_per_tensor(graph.graph, node, entry.uniform)
         for reader in readers:
             reader.replace_input_with(node, pair)
 
@@ -213,7 +253,7 @@ def _insert_weight_grids(graph: fx.GraphModule, placement: Placement, plan: Quan
         if not isinstance(source, fx.Node):
             raise InternalError(f"{node.name} has no weight node", code="EQ-Z002", place=node.name)
         if attribute not in pairs:
-            pairs[attribute] = _pair_per_channel(graph, source, plan.tensors[attribute].qparams, attribute)
+            pairs[attribute] = _pair_per_channel(graph, source, plan.tensors[attribute].uniform, attribute)
         node.update_arg(1, pairs[attribute])
 
 

@@ -8,7 +8,7 @@ that must share one grid. Nothing is calibrated yet, so what a target cannot run
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
@@ -29,6 +29,7 @@ class BackendRules:
         same_scale: Kinds that compute but whose kernel wants one grid for inputs and output.
         fixed: Kinds whose output grid the runtime dictates: scale and zero point.
         fused: Activations that the preceding weighted operation absorbs.
+        symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0.
     """
 
     name: str
@@ -39,6 +40,7 @@ class BackendRules:
     same_scale: frozenset[str]
     fixed: Mapping[str, tuple[float, int]]
     fused: frozenset[str]
+    symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,19 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
     groups = _Groups()
     specs: dict[str, QuantSpec] = {}
     for node in static:
-        spec = config.resolve(node.name, op_kind(node)).activation
-        for tensor in (*data_operands(node, node.name in weights), fused.get(node, node)):
-            specs.setdefault(tensor.name, spec)
+        wish = config.resolve(node.name, op_kind(node))
+        for tensor in data_operands(node, node.name in weights):
+            specs[tensor.name] = _narrower(specs.get(tensor.name), wish.activation)
+        result = fused.get(node, node).name
+        specs[result] = _narrower(specs.get(result), wish.output or wish.activation)
     for node in nodes:
         if node in moved or (node in carriers and op_kind(node) in rules.same_scale):
             for operand in data_operands(node, weighted=False):
                 specs.setdefault(node.name, specs[operand.name])
                 groups.join(operand.name, node.name)
     fixed = {groups.find(n.name): rules.fixed[op_kind(n)] for n in static if op_kind(n) in rules.fixed}
+    centred = {groups.find(n.args[i].name) for n in static for i in rules.symmetric.get(op_kind(n), ())}
+    specs = {n: replace(s, symmetric=True) if groups.find(n) in centred else s for n, s in specs.items()}
     return Placement(
         ops=ops,
         weights=weights,
@@ -117,6 +123,11 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
         fixed=fixed,
         absorbed=frozenset(n.name for n in absorbed if ops[n.name].mode != "float"),
     )
+
+
+def _narrower(first: QuantSpec | None, second: QuantSpec) -> QuantSpec:
+    """Of two wishes for one tensor the one with fewer bits; the first when they agree."""
+    return second if first is None or second.bits < first.bits else first
 
 
 def data_operands(node: fx.Node, weighted: bool) -> list[fx.Node]:
@@ -171,9 +182,10 @@ def _modes(
 
 def _mode(node: fx.Node, kind: str, config: QuantConfig, rules: BackendRules) -> tuple[Mode, str]:
     """Mode of one operation and, where it is float, why."""
-    mode = config.resolve(node.name, kind).mode
+    wish = config.resolve(node.name, kind)
+    mode = wish.mode
     if mode == "float":
-        return "float", "kept float by the scheme"
+        return "float", wish.reason
     if not is_floating(node):
         return "float", "not a floating-point result"
     if kind in rules.weighted and weight_of(node) is None:

@@ -12,7 +12,7 @@ from edgeq.exporters.tflite.readback import read_tflite
 from edgeq.exporters.tflite.rewrite import prepare_tflite
 from edgeq.exporters.tflite.rules import SCHEMES, TFLITE, tflite_config
 from edgeq.graph.legalize import Legalized
-from edgeq.spec import QuantConfig, QuantPlan
+from edgeq.spec import Precision, QuantConfig, QuantPlan
 
 
 class TfliteExporter:
@@ -23,9 +23,9 @@ class TfliteExporter:
     rules = TFLITE
     schemes = SCHEMES
 
-    def config(self, scheme: str, observer: str) -> QuantConfig:
+    def config(self, scheme: str, precision: Precision) -> QuantConfig:
         """See `tflite_config`."""
-        return tflite_config(scheme, observer)
+        return tflite_config(scheme, precision)
 
     def prepare(self, graph: fx.GraphModule) -> fx.GraphModule:
         """See `prepare_tflite`."""

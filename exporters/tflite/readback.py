@@ -155,7 +155,7 @@ def _match(
     constants: list[_Constant], plan: QuantPlan | None
 ) -> tuple[dict[str, NDArray[np.int32]], list[str], list[str]]:
     """Planned weights that the file holds with equal integers and scales, those it lacks, and what nobody planned."""
-    planned = {(t.codes_sha256, t.qparams.scale.tobytes()): t for t in (plan.weights() if plan else [])}
+    planned = {(t.codes_sha256, t.uniform.scale.tobytes()): t for t in (plan.weights() if plan else [])}
     held: dict[tuple[str, bytes], NDArray[np.int32]] = {}
     extra = []
     for name, codes, scales in constants:
@@ -167,7 +167,7 @@ def _match(
     weights = {}
     missing = []
     for tensor in plan.weights() if plan else []:
-        key = (tensor.codes_sha256, tensor.qparams.scale.tobytes())
+        key = (tensor.codes_sha256, tensor.uniform.scale.tobytes())
         if key in held:
             weights[tensor.name] = held[key]
         else:

@@ -8,20 +8,39 @@ from typing import Any
 from torch import Tensor, fx
 
 from edgeq.graph.naming import rebuild
-from edgeq.graph.rewrite import add_constant, aten, call, calls, constant_of, refresh, shape_of, supersede
+from edgeq.graph.rewrite import add_constant, aten, call, calls, constant_of, refresh, shape_of, single_user, supersede
+from edgeq.graph.transforms.projections import is_move
 
 
 def prepare_tflite(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy of `graph` in which transposed convolutions are sub-pixel convolutions.
+    """A copy of `graph` in which transposed convolutions are sub-pixel convolutions, and ReLUs follow their layer.
 
     TFLite's converter quantizes no transposed convolution from Q/DQ, so each would stay a float island, in size and
-    in time.
+    in time. A ReLU behind a reshape or a crop would neither be absorbed by the layer nor run by XNNPACK in integers.
     """
     prepared = copy.deepcopy(graph)
     for node in calls(prepared, aten.conv_transpose2d.input):
         _to_subpixel(prepared, node)
+    for node in calls(prepared, aten.relu.default):
+        _hoist(prepared, node)
     refresh(prepared)
     return rebuild(prepared)
+
+
+def _hoist(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Move a ReLU up to the layer it belongs to, past operations that only move values."""
+    source = node.args[0]
+    while is_move(source) and isinstance(source, fx.Node) and single_user(source):
+        source = source.args[0]
+    layer = isinstance(source, fx.Node) and source.target in (aten.conv2d.default, aten.linear.default)
+    if not isinstance(source, fx.Node) or source is node.args[0] or not layer or not single_user(source):
+        return
+    follower = next(iter(source.users))
+    hoisted = call(graph, aten.relu.default, source, before=follower, like=node)
+    follower.replace_input_with(source, hoisted)
+    moved = node.args[0]
+    assert isinstance(moved, fx.Node)
+    supersede(node, moved)
 
 
 def _to_subpixel(graph: fx.GraphModule, node: fx.Node) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgeq.errors import UsageError, unknown_name
 from edgeq.graph.placement import BackendRules
-from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, QuantConfig, QuantRule, QuantSpec
+from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
 
 TFLITE = BackendRules(
     name="TFLite",
@@ -25,28 +25,35 @@ TFLITE = BackendRules(
     same_scale=frozenset({"max_pool2d", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d"}),
     fixed={"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)},
     fused=frozenset({"relu", "hardtanh"}),
+    # XNNPACK declines a batch matmul whose right operand has another zero point: 20 times slower, and a partition more.
+    symmetric={"matmul": (1,)},
 )
+
+_PRODUCTS = (
+    *("linear", "conv2d", "matmul", "relu", "hardtanh"),
+    *("max_pool2d", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d"),
+)
+_BETWEEN = "8 bits cost more accuracy here than float costs time"
 
 SCHEMES = ("dynamic", "static", "integer")
 
 
-def tflite_config(scheme: str, observer: str) -> QuantConfig:
+def tflite_config(scheme: str, precision: Precision) -> QuantConfig:
     """The rules of a scheme.
 
-    `dynamic`: weights of linear layers and convolutions int8 per output channel, their inputs quantized at run time.
-    `static`: the same layers with calibrated int8 inputs and outputs, and GELU, a table lookup between two of them;
-    attention, softmax, normalization and the residual stream in float. `integer`: every operation that has an integer
-    kernel.
+    `dynamic`: weights of linear layers and convolutions per output channel, their inputs quantized at run time.
+    `static`: the same layers with calibrated inputs and outputs, and GELU, a table lookup between two of them (not with
+    `products_only`: balanced channels need it in float); attention, softmax, normalization and the residual stream in
+    float. `integer`: every operation that has an integer kernel, or with `products_only` every product, and float
+    between them.
 
     Args:
         scheme: One of the three.
-        observer: Range estimator of activations.
+        precision: Widths and range estimator.
 
     Raises:
-        UsageError: Another scheme.
+        UsageError: Another scheme, or a width that TFLite has no kernels for.
     """
-    weight = QuantSpec(8, symmetric=True, granularity=PerChannel(0), observer="mse", narrow=True)
-    activation = QuantSpec(8, symmetric=False, granularity=PerTensor(), observer=observer)
     if scheme == "weights":
         raise UsageError(
             "TFLite has no weight-only kernels: the converter turns such weights back into float",
@@ -55,9 +62,15 @@ def tflite_config(scheme: str, observer: str) -> QuantConfig:
         )
     if scheme not in SCHEMES:
         raise unknown_name("scheme", scheme, ("auto", *SCHEMES), code="EQ-U007")
-    if scheme == "integer":
+    weight = QuantSpec(precision.weight_bits, True, PerChannel(0), "mse", narrow=True)
+    activation = QuantSpec(precision.activation_bits, False, PerTensor(), precision.observer)
+    if scheme == "integer" and not precision.products_only:
         return QuantConfig(OpConfig("static", weight, activation))
     mode: Mode = "dynamic" if scheme == "dynamic" else "static"
-    base = OpConfig("float", weight, activation)
-    layers = ("linear", "conv2d") if scheme == "dynamic" else ("linear", "conv2d", "gelu")
-    return QuantConfig(base, tuple(QuantRule(op=kind, mode=mode) for kind in layers))
+    layers = ("linear", "conv2d")
+    table = layers if precision.products_only else (*layers, "gelu")
+    kinds = {"dynamic": layers, "static": table, "integer": _PRODUCTS}[scheme]
+    rules = [QuantRule(op=kind, mode=mode) for kind in kinds]
+    if scheme == "integer":
+        rules = [QuantRule(reason=_BETWEEN), *rules]
+    return QuantConfig(OpConfig("float", weight, activation), tuple(rules))

@@ -14,7 +14,7 @@ from edgeq.cli.console import Console, Talk
 from edgeq.cli.doctor import BASE, EXTRAS, _import_failure
 from edgeq.cli.main import cli
 from edgeq.config import load_config
-from edgeq.config_keys import METHODS, SCHEMES
+from edgeq.config_keys import METHODS, ROUNDINGS, SCHEMES
 from edgeq.devices import targets
 from edgeq.devices.environment import Runtime
 from edgeq.explain import explanations
@@ -61,9 +61,10 @@ def test_devices_offers_the_nearest(run: Run) -> None:
 
 def test_methods_lists_what_the_options_take(run: Run) -> None:
     names = [m["name"].partition(":")[0] for m in run("methods", "--json").json["methods"]]
-    assert names == [*METHODS, *SCHEMES]
+    assert names == [*METHODS, *ROUNDINGS, *SCHEMES]
     assert "percentile:P" in run("methods").out
-    assert [m["option"] for m in run("methods", "auto", "--json").json["methods"]] == ["--method", "--scheme"]
+    options = [m["option"] for m in run("methods", "auto", "--json").json["methods"]]
+    assert options == ["--method", "--rounding", "--scheme"]
     assert run("methods", "percentile:0.9").code == 0
     assert run("methods", "adalogg").code == 2
 
@@ -71,8 +72,10 @@ def test_methods_lists_what_the_options_take(run: Run) -> None:
 def test_methods_are_those_of_the_code() -> None:
     from edgeq.exporters.tflite.rules import SCHEMES as built
     from edgeq.quant.ranges import ESTIMATORS
+    from edgeq.quant.rounding import ROUNDERS
 
-    assert set(METHODS) == {"auto", *ESTIMATORS}
+    assert set(METHODS) == {"auto", "rotate", "transformer", *ESTIMATORS}
+    assert set(ROUNDINGS) == {"auto", *ROUNDERS}
     assert set(SCHEMES) == {"auto", *built}
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgeq.candidate import place_scheme
 from edgeq.devices.litert import LiteRtModel
 from edgeq.exporters import get_exporter
 from edgeq.graph.capture import capture
-from edgeq.graph.legalize import legalize
+from edgeq.graph.legalize import legalize, observed
 from edgeq.quant.calibrator import calibrate
+from edgeq.recipe import place_scheme
 from tests.parity.cases import CASES, Case
 
 KERNELS = ("xnnpack", "builtin", "reference")
@@ -25,9 +25,9 @@ def test_integer_kernel_equals_simulation(case: Case, tmp_path: Path) -> None:
     exporter = get_exporter("tflite")
     example = tuple(torch.randn(shape) for shape in case.shapes)
     graph = capture(case.make().eval(), example)
-    config, placement = place_scheme(graph, exporter, "integer", "minmax")
+    config, placement = place_scheme(graph, exporter, "integer")
     batches = [tuple(torch.randn(shape) for shape in case.shapes) for _ in range(4)]
-    statistics = calibrate(graph, sorted(placement.specs), [*batches, example])
+    statistics = calibrate(graph, observed(graph, placement), [*batches, example])
     legalized = legalize(graph, placement, config, exporter.rules, statistics, "integer")
     path = tmp_path / "op.tflite"
     exporter.emit(legalized.emission, example, legalized.plan, path)

@@ -17,8 +17,9 @@ from edgeq.errors import GateError
 from edgeq.exporters.base import ReadBack
 from edgeq.metrics import summarize
 from edgeq.progress import Silent
+from edgeq.recipe import Recipe
 from edgeq.session import Stages
-from edgeq.spec import QuantPlan
+from edgeq.spec import Precision, QuantPlan
 
 
 def candidate(scheme: str, ratio: float, sqnr: float, spread: float = 0.01) -> Candidate:
@@ -28,6 +29,7 @@ def candidate(scheme: str, ratio: float, sqnr: float, spread: float = 0.01) -> C
         bytes=1,
         plan=QuantPlan(scheme, {}, {}),
         read_back=ReadBack((), {}, (), ()),
+        recipe=Recipe("none", "nearest", Precision()),
         fidelity={"output": summarize([sqnr])},
         latency=PairedLatency(1.0, ratio, ratio, ratio - spread, ratio + spread, 20, True),
     )

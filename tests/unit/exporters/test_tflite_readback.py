@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeq.candidate import place_scheme
 from edgeq.errors import ModelError, UsageError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.tflite.readback import read_tflite
 from edgeq.exporters.tflite.rules import tflite_config
 from edgeq.graph.capture import capture
 from edgeq.graph.legalize import Legalized, legalize
-from edgeq.spec import QuantPlan
+from edgeq.recipe import place_scheme
+from edgeq.spec import Precision, QuantPlan
 
 
 class Net(nn.Module):
@@ -40,7 +40,7 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Legalized]:
     example = (torch.randn(1, 3, 8, 8),)
     exporter = get_exporter("tflite")
     graph = capture(Net().eval(), example)
-    config, placement = place_scheme(graph, exporter, "dynamic", "minmax")
+    config, placement = place_scheme(graph, exporter, "dynamic")
     legalized = legalize(graph, placement, config, exporter.rules, {}, "dynamic")
     path = tmp_path_factory.mktemp("net") / "net.tflite"
     exporter.emit(legalized.emission, example, legalized.plan, path)
@@ -108,11 +108,11 @@ def test_not_a_tflite_file(tmp_path: Path) -> None:
 
 def test_weight_only_is_refused_with_the_alternative() -> None:
     with pytest.raises(UsageError) as caught:
-        tflite_config("weights", "minmax")
+        tflite_config("weights", Precision())
     assert "dynamic" in str(caught.value.hint)
 
 
 def test_unknown_scheme_names_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
-        tflite_config("statik", "minmax")
+        tflite_config("statik", Precision())
     assert "static" in str(caught.value.hint)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from edgeq.candidate import place_scheme
 from edgeq.exporters import get_exporter
 from edgeq.graph.capture import capture
 from edgeq.graph.layers import layer_fidelity
-from edgeq.graph.legalize import Legalized, dynamic_fake_quantize, legalize
+from edgeq.graph.legalize import Legalized, dynamic_fake_quantize, legalize, observed
 from edgeq.models.vit_nano import Block
 from edgeq.quant.calibrator import calibrate
+from edgeq.recipe import place_scheme
 from edgeq.spec import QuantPlan, codes_hash
 
 
@@ -40,8 +40,8 @@ def quantized(
     example = (torch.randn(shape),)
     exporter = get_exporter("tflite")
     graph = capture(module.eval(), example)
-    config, placement = place_scheme(graph, exporter, scheme, "minmax")
-    statistics = calibrate(graph, sorted(placement.specs), [(torch.randn(shape),) for _ in range(3)])
+    config, placement = place_scheme(graph, exporter, scheme)
+    statistics = calibrate(graph, observed(graph, placement), [(torch.randn(shape),) for _ in range(3)])
     return graph, legalize(graph, placement, config, exporter.rules, statistics, scheme), example
 
 

@@ -1,0 +1,122 @@
+"""What `--method` and `--rounding` stand for: which transforms, range estimator and rounder make a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from edgeq.config_keys import split_bits
+from edgeq.exporters.base import Exporter
+from edgeq.graph.integer import integer_config, integer_rules
+from edgeq.graph.kinds import op_kind
+from edgeq.graph.placement import BackendRules, Placement, place
+from edgeq.graph.transforms.transformer import Applied, Batches, fit_transformer, spread_outliers
+from edgeq.spec import Precision, QuantConfig, QuantRule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one candidate is quantized.
+
+    Args:
+        transform: `none`, `rotate` (residual streams, without data) or `transformer` (everything that fits).
+        rounding: Key of `edgeq.quant.rounding.ROUNDERS`.
+        precision: Widths and range estimator.
+    """
+
+    transform: str
+    rounding: str
+    precision: Precision
+
+
+_BEST: Mapping[str, tuple[str, str]] = {
+    "dynamic": ("none", "nearest"),
+    "static": ("transformer", "gptq"),
+    "integer": ("transformer", "gptq"),
+}
+"""Transform and rounding that `auto` means for a scheme, by measurement (`tools/bench/vit_fidelity.py`)."""
+
+
+def recipe_for(method: str, rounding: str, bits: str, scheme: str) -> Recipe:
+    """The recipe of a scheme.
+
+    Args:
+        method: `auto`, a transform, or a range estimator, which means no transform.
+        rounding: `auto` or a rounder.
+        bits: Widths such as `w8a8`.
+        scheme: The scheme.
+    """
+    best_transform, best_rounding = _BEST[scheme]
+    weight_bits, activation_bits = split_bits(bits)
+    if method == "auto":
+        transform, observer = best_transform, "minmax"
+        if scheme == "dynamic" and weight_bits < 8:
+            transform, best_rounding = "rotate", "gptq"
+    elif method in ("rotate", "transformer"):
+        transform, observer = method, "minmax"
+    else:
+        transform, observer, best_rounding = "none", method, "nearest"
+    precision = Precision(weight_bits, activation_bits, observer, products_only=transform == "transformer")
+    return Recipe(transform, best_rounding if rounding == "auto" else rounding, precision)
+
+
+def transform_graph(
+    name: str, graph: fx.GraphModule, batches: Batches, seed: int
+) -> tuple[fx.GraphModule, tuple[Applied, ...]]:
+    """The float graph that a recipe quantizes, and what was done to it.
+
+    Args:
+        name: `Recipe.transform`.
+        graph: Canonical float graph, prepared for the runtime; not changed.
+        batches: Calibration inputs.
+        seed: Of the rotations.
+    """
+    if name == "none":
+        return graph, ()
+    if name == "rotate":
+        return spread_outliers(graph, seed)
+    return fit_transformer(graph, batches, seed)
+
+
+def place_scheme(
+    graph: fx.GraphModule, exporter: Exporter, scheme: str, precision: Precision | None = None
+) -> tuple[QuantConfig, Placement]:
+    """The placement of a scheme on an exporter's runtime; below 8 bits the first and the last layer keep 8.
+
+    Args:
+        graph: The graph that is quantized.
+        exporter: The runtime.
+        scheme: The scheme.
+        precision: Widths and range estimator; 8 bits and min-max when None.
+    """
+    wanted = precision or Precision()
+    config = exporter.config(scheme, wanted)
+    full = exporter.config(scheme, replace(wanted, weight_bits=8, activation_bits=8))
+    config = _keep_ends(graph, config, full, exporter.rules)
+    return config, place(graph, config, exporter.rules)
+
+
+def place_integer(
+    graph: fx.GraphModule, precision: Precision | None = None
+) -> tuple[QuantConfig, Placement, BackendRules]:
+    """The placement of the everything-integer form, which no float operation is part of; see `edgeq.graph.integer`.
+
+    Args:
+        graph: The graph that is quantized.
+        precision: Widths of what products read, and range estimator; 8 bits and min-max when None.
+    """
+    wanted = precision or Precision()
+    rules = integer_rules(graph)
+    full = integer_config(replace(wanted, weight_bits=8, activation_bits=8))
+    config = _keep_ends(graph, integer_config(wanted), full, rules)
+    return config, place(graph, config, rules), rules
+
+
+def _keep_ends(graph: fx.GraphModule, config: QuantConfig, full: QuantConfig, rules: BackendRules) -> QuantConfig:
+    """`config` with the 8-bit grids of `full` for the first and the last layer, as the literature does."""
+    layers = [n for n in graph.graph.nodes if op_kind(n) in rules.weighted]
+    ends = {n.name: full.resolve(n.name, op_kind(n)) for n in [*layers[:1], *layers[-1:]]}
+    kept = tuple(QuantRule(name=n, weight=c.weight, activation=c.activation) for n, c in ends.items())
+    return replace(config, rules=(*config.rules, *kept))
