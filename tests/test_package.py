@@ -203,6 +203,7 @@ def test_the_wheel_holds_the_package_whole(root: Path, wheel: Path) -> None:
     own = {str(p.relative_to(root)) for p in (root / "edgeq").rglob("*.py") if "__pycache__" not in p.parts}
     assert linked | own <= names
     data = {"edgeq/py.typed", "edgeq/explain.toml", "edgeq/devices/targets.toml"}
+    data |= {"edgeq/cli/methods.toml", "edgeq/cli/measured.json"}
     weights = {f"edgeq/models/weights/{p.name}" for p in (root / "models" / "weights").iterdir() if p.is_file()}
     assert {"edgeq/models/weights/vit_nano.safetensors"} <= weights
     assert data | weights <= names

@@ -14,6 +14,7 @@ from edgeq.cli.devices import complete_device
 from edgeq.cli.models import complete_model
 from edgeq.cli.options import Settings, command
 from edgeq.config import render_sources
+from edgeq.config_keys import BITS
 
 if TYPE_CHECKING:
     from edgeq.candidate import Candidate
@@ -42,9 +43,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--data", type=_PATH, metavar="PATH", help="Labelled data: one folder a class, or a packed .npz.")
 @click.option("--limit", type=int, metavar="N", help="Labelled items at most.")
 @click.option("--format", metavar="NAME", help="File format: auto, tflite.")
-@click.option("--bits", metavar="NAME", help="Weights and activations: w8a8.")
+@click.option("--bits", metavar="NAME", help=f"Weights and activations: {', '.join(BITS)}.")
 @click.option("--scheme", metavar="NAME", help="auto (build all, ship the best), dynamic, static, integer.")
-@click.option("--method", metavar="NAME", help="Range of activations: auto, minmax, mse, percentile:P.")
+@click.option(
+    "--method", metavar="NAME", help="How tensors are made to fit: auto, transformer, minmax, ...; `edgeq methods`."
+)
+@click.option("--rounding", metavar="NAME", help="How weights are rounded: auto, nearest, gptq, ...; `edgeq methods`.")
 @click.option("--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (default 20).")
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="Largest loss of the task metric on --data (default 0.5)."

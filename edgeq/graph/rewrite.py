@@ -12,9 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Argument
 
 from edgeq.errors import ModelError
+from edgeq.graph.bounds import KEY as BOUNDS
 
 aten = torch.ops.aten
 _HANDED_DOWN = ("onnx_name", "onnx_node")
+_OWN = frozenset({"val", "tensor_meta", BOUNDS, *_HANDED_DOWN})  # says something of one node alone
 
 
 def fetch(gm: fx.GraphModule, target: str) -> Tensor:
@@ -61,7 +63,7 @@ def call(
     with gm.graph.inserting_before(before):
         node = gm.graph.call_function(target, cast("tuple[Argument, ...]", args))
     source = like or before
-    node.meta = {k: v for k, v in source.meta.items() if k not in ("val", "tensor_meta", *_HANDED_DOWN)}
+    node.meta = {k: v for k, v in source.meta.items() if k not in _OWN}
     return node
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from edgeq.errors import MissingError, ModelError
+from edgeq.exporters.tflite.pack import pack_weights
 from edgeq.spec import QuantPlan
 
 INSTALL = "pip install 'edgeq[tflite]'"
@@ -46,6 +47,8 @@ def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantP
         try:
             edge = litert_torch.convert(graph, example, quant_config=_conversion_mode(plan))
             edge.export(str(path))
+            if plan is not None:
+                pack_weights(path, plan)
         except Exception as error:
             raise ModelError(
                 f"LiteRT's converter refuses the graph: {_first_line(error, transcript)}",

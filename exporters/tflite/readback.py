@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.base import FileOp, ReadBack
+from edgeq.exporters.tflite.pack import unpack
 from edgeq.spec import QuantPlan, codes_hash
 
 _WEIGHT_OPERAND = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1}
@@ -130,7 +131,9 @@ class _Reader:
             if raw is None or not self.is_integer(index) or index in found:
                 continue
             tensor = self.graph.tensors[index]
-            codes = raw.view(np.int8).astype(np.int32).reshape(self.shape(index))
+            shape = self.shape(index)
+            values = unpack(raw, int(np.prod(shape))) if tensor.type == self.int4 else raw.view(np.int8)
+            codes = values.astype(np.int32).reshape(shape)
             scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
             found[index] = (tensor.name.decode(errors="replace"), codes, scales)
         return list(found.values())

@@ -59,16 +59,6 @@ def test_devices_offers_the_nearest(run: Run) -> None:
     assert "did you mean 'rpi" in done.json["hint"]
 
 
-def test_methods_lists_what_the_options_take(run: Run) -> None:
-    names = [m["name"].partition(":")[0] for m in run("methods", "--json").json["methods"]]
-    assert names == [*METHODS, *ROUNDINGS, *SCHEMES]
-    assert "percentile:P" in run("methods").out
-    options = [m["option"] for m in run("methods", "auto", "--json").json["methods"]]
-    assert options == ["--method", "--rounding", "--scheme"]
-    assert run("methods", "percentile:0.9").code == 0
-    assert run("methods", "adalogg").code == 2
-
-
 def test_methods_are_those_of_the_code() -> None:
     from edgeq.exporters.tflite.rules import SCHEMES as built
     from edgeq.quant.ranges import ESTIMATORS

@@ -147,15 +147,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert [s["scheme"] for s in plan["schemes"]] == ["dynamic", "static", "integer"]
-    assert any("layer_norm" in reason for reason in plan["schemes"][2]["float_because"])
+    reasons = [set(s["float_because"]) for s in plan["schemes"]]
+    assert any(reason.startswith("layer_norm: ") for reason in reasons[0])
+    assert any(reason.startswith("rms_norm: ") for reason in reasons[2])  # the norms of rotated streams
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_slower_than_float_is_refused_with_the_operations(tmp_path: Path) -> None:
-    words = ["--device", "rpi", "--scheme", "integer", "--runs", "200"]
-    done = edgeq("export", "vit_nano", *words, "--json", cwd=tmp_path)
-    assert done.returncode == 1, done.stdout
-    message = json.loads(done.stdout)["message"]
-    assert "slower than float" in message
-    assert "11 layer_norm" in message
-    assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from edgeq.metrics import summarize
 from edgeq.progress import Silent
 from edgeq.recipe import Recipe
 from edgeq.session import Stages
-from edgeq.spec import Precision, QuantPlan
+from edgeq.spec import OpPlan, Precision, QuantPlan
 
 
 def candidate(scheme: str, ratio: float, sqnr: float, spread: float = 0.01) -> Candidate:
@@ -63,8 +63,11 @@ def test_a_chain_of_overlaps_does_not_promote_the_slowest() -> None:
 
 def test_judge_refuses_only_what_is_surely_slower() -> None:
     assert judge(candidate("dynamic", 1.005, 40, spread=0.01), 20).rejected == ()
-    (reason,) = judge(candidate("dynamic", 1.2, 40), 20).rejected
-    assert "slower than float" in reason
+    floats = {f"norm{i}": OpPlan(f"norm{i}", "layer_norm", "float", "no kernel") for i in range(11)}
+    slow = replace(candidate("dynamic", 1.2, 40), plan=QuantPlan("dynamic", {}, floats))
+    (reason,) = judge(slow, 20).rejected
+    assert "slower than float: 1.20 x its time" in reason
+    assert "11 layer_norm" in reason
 
 
 def test_judge_refuses_low_and_undefined_fidelity() -> None:

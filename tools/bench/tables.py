@@ -1,6 +1,8 @@
-"""Render the README's tables from the JSON in `results/`: everything between `<!-- NAME -->` and `<!-- end -->`.
+"""Keep what is written from `results/` up to date: tables of README.md and docs/methods.md, figures of `edgeq methods`.
 
-python tools/bench/tables.py [--check]
+    python tools/bench/tables.py [--check]
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import method_tables  # beside this file
+
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
+DOCUMENTS = (README, README.parent / "docs" / "methods.md")
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -79,23 +84,69 @@ def cost_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"export": export_table, "cost": cost_table, "vit_nano": vit_nano_table}
+def vit_accuracy_table() -> str:
+    """Top-1 of `vit_nano` by method and bits, and whether each width keeps within its goal."""
+    result: dict[str, Any] = json.loads((RESULTS / "vit_accuracy.json").read_text(encoding="utf-8"))
+    rows, goals = list(result["rows"].values()), {int(k): v for k, v in result["goals_points"].items()}
+    if not rows:
+        return ""
+    table: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        table.setdefault(row["method"], {})[row["bits"]] = row
+    lines = [
+        "| method | " + " | ".join(f"W{b}A{b}" for b in goals) + " |",
+        "|---|" + "---|" * len(goals),
+        "| goal, points below float | " + " | ".join(f"{goal:g}" for goal in goals.values()) + " |",
+    ]
+    for method, cells in sorted(table.items(), key=lambda entry: entry[0]):
+        found = [_accuracy_cell(cells.get(bits), goal) for bits, goal in goals.items()]
+        lines.append(f"| {method.replace('+', ', ')} | " + " | ".join(found) + " |")
+    first = rows[0]
+    lines.append(f"\nFloat {first['float']:.1f} %, n={first['n']}. *p* by McNemar's test; **bold** meets the goal.")
+    return "\n".join(lines)
+
+
+def _accuracy_cell(row: dict[str, Any] | None, goal: float) -> str:
+    if row is None:
+        return "-"
+    text = f"{row['top1']:.1f} ({row['difference']:+.1f}, p {row['mcnemar_p']:.2g})"
+    return f"**{text}**" if -row["difference"] <= goal + 1e-9 else text
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "export": export_table,
+    "cost": cost_table,
+    "vit_nano": vit_nano_table,
+    "methods": method_tables.methods_table,
+    "vit_fidelity": method_tables.vit_fidelity_table,
+    "vit_files": method_tables.vit_files_table,
+}
+"""Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
+
+
+def fresh_files() -> dict[Path, str]:
+    """Every file that this script keeps up to date, as it should read."""
+    texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    for name, render in TABLES.items():
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        holders = [path for path, text in texts.items() if start in text]
+        if not holders:
+            sys.exit(f"no document has a place for {name}: put {start.strip()} and {end} into one")
+        for path in holders:
+            before, _, rest = texts[path].partition(start)
+            texts[path] = before + start + render() + "\n" + end + rest.partition(end)[2]
+    return {**texts, method_tables.MEASURED: method_tables.measured_json()}
 
 
 def main() -> None:
-    """Rewrite the README, or with `--check` fail when it is out of date."""
+    """Rewrite the files, or with `--check` fail when one is out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    fresh = text
-    for name, render in TABLES.items():
-        start, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, _, rest = fresh.partition(start)
-        fresh = before + start + render() + "\n" + end + rest.partition(end)[2]
-    if args.check and fresh != text:
-        sys.exit("README.md is out of date: python tools/bench/tables.py")
-    README.write_text(fresh, encoding="utf-8")
+    for path, text in fresh_files().items():
+        if args.check and text != path.read_text(encoding="utf-8"):
+            sys.exit(f"{path.name} is out of date: python tools/bench/tables.py")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

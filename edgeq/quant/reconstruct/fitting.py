@@ -168,11 +168,8 @@ def fit(
     losses = holdout_losses().double()
     start = float(losses.mean())
     if not math.isfinite(start):
-        raise DataError(
-            f"the loss before the first step is {start}",
-            code="EQ-D284",
-            hint="check the calibration data and the grids of this block",
-        )
+        hint = "check the calibration data and the grids of this block"
+        raise DataError(f"the loss before the first step is {start}", code="EQ-D284", hint=hint)
     run.begin(losses)
     tag = checkpoint.fingerprint(_endless(settings), identity, start, run.rates, run.parameters) if path else ""
     stored = checkpoint.load(path, tag) if path else None

@@ -69,6 +69,8 @@ def test_output_errors_are_those_of_the_rows() -> None:
     torch.testing.assert_close(
         output_errors(weight, quantized, Moments.of(x), bias, bias + 0.3),
         true_errors(weight, quantized, x, bias, bias + 0.3),
+        rtol=1e-5,
+        atol=1e-6,
     )
     xq = x + 0.2 * rows(200, seed=5, mean=0.5)
     drifted = Moments.of(xq, x)

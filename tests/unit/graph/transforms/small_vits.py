@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -88,11 +90,27 @@ class Vit(nn.Module):
         return out
 
 
+@functools.cache
+def _captured(form: Form) -> fx.GraphModule:
+    return capture(lively(Vit(form), 0), (torch.zeros(1, 3, SIDE, SIDE),))
+
+
+FORMS = (
+    Form(),
+    Form(scaled=True, token="before", end="token", depth=2),
+    Form(qkv="three", token="after", end="padded", width=12, heads=3),
+    Form(qkv="slices", end="plain", affine=False, width=6, heads=1),
+    Form(qkv="heads-first", width=9, heads=3, bias=False),
+    Form(qkv="chunk", scaled=True, end="padded", width=16, heads=4),
+)
+"""One of everything."""
+
+
 def vit(form: Form, seed: int = 0) -> tuple[fx.GraphModule, Tensor]:
-    """The canonical graph of a lively `Vit`, and an input."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    x = torch.randn((1, 3, SIDE, SIDE), generator=generator)
-    return capture(lively(Vit(form), seed), (x,)), x
+    """The canonical graph of a `Vit` with weights of its own, and an input."""
+    graph = copy.deepcopy(_captured(form))
+    lively(graph, seed)
+    return graph, images(1, seed + 1)[0][0]
 
 
 def images(count: int, seed: int = 100) -> list[tuple[Tensor]]:

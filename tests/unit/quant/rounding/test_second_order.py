@@ -102,9 +102,9 @@ def test_excess_error_is_the_measured_error_up_to_the_drift() -> None:
 
     w, q, x, xq = (v.double() for v in (layer.weight, quantized, layer.x, layer.xq))
     measured = centred(x @ w.T - xq @ q.T) - centred((x - xq) @ w.T)
-    assert excess_error(layer.weight, quantized, moments) == pytest.approx(measured, rel=1e-9)
+    assert excess_error(layer.weight, quantized, moments) == pytest.approx(measured, rel=1e-5)
     plain = float(((x @ w.T - xq @ q.T) ** 2).sum(1).mean() - (((x - xq) @ w.T) ** 2).sum(1).mean())
-    assert excess_error(layer.weight, quantized, moments, centred=False) == pytest.approx(plain, rel=1e-9)
+    assert excess_error(layer.weight, quantized, moments, centred=False) == pytest.approx(plain, rel=1e-5)
 
 
 def test_dead_and_duplicated_inputs_are_no_trouble() -> None:

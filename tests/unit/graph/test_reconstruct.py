@@ -1,0 +1,260 @@
+"""Batches, cuts and block reconstruction on tiny networks with random weights: what must hold, not how accurate it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from edgeq.errors import DataError, ModelError, UsageError
+from edgeq.exporters import get_exporter
+from edgeq.graph.batch import batched
+from edgeq.graph.blocks import blocks_of, extract
+from edgeq.graph.capture import capture
+from edgeq.graph.legalize import Legalized, legalize, observed
+from edgeq.graph.placement import Placement
+from edgeq.graph.reconstruct import Effort, Reconstruction, reconstruct, reconstructed
+from edgeq.graph.rewrite import fetch
+from edgeq.models.vit_nano import VitNano
+from edgeq.quant.calibrator import calibrate
+from edgeq.quant.reconstruct import BlockSettings, FitSettings
+from edgeq.quant.uniform import fake_quantize, quantize
+from edgeq.recipe import place_scheme, transform_graph
+from edgeq.spec import Precision, codes_hash
+
+SHAPE = (1, 3, 32, 32)
+QUICK = Effort(BlockSettings(FitSettings(iterations=12, batch_size=8, evaluations=3), weight_rate=0.02, drop=0.0))
+
+
+class Tokens(nn.Module):
+    """A class token joined to others, and a linear layer with a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token, x.reshape(1, 4, 8)], dim=1)
+        return x + self.fc(x)
+
+
+class Merged(nn.Module):
+    """Merges the batch with the tokens, which no shape can free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc1(x).reshape(4, 8)
+        return x + self.fc2(torch.relu(y)).reshape(1, 4, 8)
+
+
+class Pair(nn.Module):
+    """Two inputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network as reconstruction takes it."""
+
+    graph: fx.GraphModule
+    placement: Placement
+    legalized: Legalized
+    samples: Tensor
+
+
+def case(
+    module: nn.Module, samples: Tensor, *, scheme: str = "integer", bits: int = 3, transform: str = "none"
+) -> Case:
+    batches = [(x,) for x in torch.split(samples, 1)]
+    exporter = get_exporter("tflite")
+    captured = exporter.prepare(capture(module.eval(), batches[0]))
+    graph, _ = transform_graph(transform, captured, lambda: iter(batches), 0)
+    config, placement = place_scheme(graph, exporter, scheme, Precision(bits, bits, "mse", products_only=True))
+    statistics = calibrate(graph, observed(graph, placement), iter(batches))
+    return Case(graph, placement, legalize(graph, placement, config, exporter.rules, statistics, scheme), samples)
+
+
+def vit(transform: str = "none", scheme: str = "integer") -> Case:
+    torch.manual_seed(0)
+    module = VitNano(width=16, depth=1, heads=2, mlp_ratio=2, classes=4)
+    for parameter in module.parameters():  # as initialized, all images give nearly the same
+        if parameter.dim() > 1:
+            parameter.data.mul_(5.0)
+    return case(module, torch.randn(24, *SHAPE[1:]), transform=transform, scheme=scheme)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Case:
+    return vit()
+
+
+def run(c: Case, settings: Reconstruction) -> Legalized:
+    return reconstructed(c.legalized, reconstruct(c.graph, c.legalized, c.placement, c.samples, settings))
+
+
+def error(c: Case, legalized: Legalized) -> float:
+    """Squared error of the quantized network on the samples."""
+    with torch.no_grad():
+        pairs = [(c.graph(x)[0], legalized.simulation(x)[0]) for x in torch.split(c.samples, 1)]
+    return float(torch.stack([(a - b).square().mean() for a, b in pairs]).mean())
+
+
+@pytest.mark.parametrize("transform", ["none", "rotate", "transformer"])
+def test_batches_give_what_single_samples_give(transform: str) -> None:
+    c = vit(transform)
+    many = batched(c.graph, (c.samples[:1],))
+    with torch.no_grad():
+        single = torch.cat([c.graph(x)[0] for x in torch.split(c.samples[:5], 1)])
+        torch.testing.assert_close(many(c.samples[:5])[0], single, atol=1e-4, rtol=1e-3)
+        assert batched(c.legalized.simulation, (c.samples[:1],))(c.samples[:5])[0].shape == single.shape
+
+
+def test_a_class_token_is_repeated_for_every_sample() -> None:
+    graph = capture(Tokens().eval(), (torch.randn(1, 32),))
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        single = torch.cat([graph(part)[0] for part in torch.split(x, 1)])
+        torch.testing.assert_close(batched(graph, (x[:1],))(x)[0], single)
+
+
+def test_a_batch_merged_with_other_axes_is_refused() -> None:
+    graph = capture(Merged().eval(), (torch.randn(1, 4, 8),))
+    with pytest.raises(ModelError) as caught:
+        batched(graph, (torch.randn(1, 4, 8),))
+    assert caught.value.code == "EQ-M320"
+
+
+def test_blocks_end_at_the_residual_stream(tiny: Case) -> None:
+    layers = frozenset(tiny.placement.weights)
+    stem, block, head = blocks_of(tiny.graph, layers)
+    assert stem.layers == ("stem_0", "stem_3", "stem_6")
+    assert (stem.source, stem.result) == ("image", "add")
+    assert [name.rpartition("_")[2] for name in block.layers] == ["qkv", "proj", "fc1", "fc2"]
+    assert (block.source, block.result) == ("add", head.source)
+    assert head.layers == ("head",)
+    halves = blocks_of(tiny.graph, layers, max_layers=2)
+    assert [b.layers for b in halves if "attn" in b.layers[0]] == [block.layers[:2]]
+    assert sorted(name for b in halves for name in b.layers) == sorted(layers)
+
+
+def test_parts_put_together_are_the_whole(tiny: Case) -> None:
+    x = tiny.samples[:1]
+    with torch.no_grad():
+        wanted = tiny.graph(x)[0]
+        for block in blocks_of(tiny.graph, frozenset(tiny.placement.weights)):
+            x = extract(tiny.graph, block.source, block.result)(x)
+    assert torch.equal(x, wanted)
+
+
+def test_what_cannot_be_cut_is_refused() -> None:
+    graph = capture(Pair(), (torch.randn(1, 4), torch.randn(1, 4)))
+    with pytest.raises(ModelError) as caught:
+        blocks_of(graph, frozenset())
+    assert caught.value.code == "EQ-M321"
+    graph = capture(Tokens().eval(), (torch.randn(1, 32),))
+    with pytest.raises(ModelError):
+        blocks_of(graph, frozenset())  # nothing to learn
+    with pytest.raises(ModelError):
+        extract(graph, "fc", "add")  # the residual goes past it
+
+
+@pytest.mark.parametrize("transform", ["none", "transformer"])
+def test_without_a_step_nothing_changes(transform: str) -> None:
+    c = vit(transform)
+    found = reconstruct(c.graph, c.legalized, c.placement, c.samples, Reconstruction(QUICK, budget_seconds=0.0))
+    result = reconstructed(c.legalized, found)
+    assert {f.stopped for f in found.fits.values()} == {"budget"}
+    assert not found.activations
+    assert found.left == ()
+    x = c.samples[:1]
+    with torch.no_grad():
+        assert torch.equal(result.simulation(x)[0], c.legalized.simulation(x)[0])
+
+
+def test_blocks_come_closer_to_float_and_the_start_is_left_alone(tiny: Case) -> None:
+    x, plan = tiny.samples[:1], tiny.legalized.plan.to_dict()
+    with torch.no_grad():
+        before = tiny.graph(x)[0], tiny.legalized.simulation(x)[0]
+    found = reconstruct(tiny.graph, tiny.legalized, tiny.placement, tiny.samples, Reconstruction(QUICK))
+    result = reconstructed(tiny.legalized, found)
+    assert all(f.best <= f.start for f in found.fits.values())
+    assert any(f.best < f.start for f in found.fits.values())
+    assert error(tiny, result) < error(tiny, tiny.legalized)
+    with torch.no_grad():
+        after = tiny.graph(x)[0], tiny.legalized.simulation(x)[0]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert tiny.legalized.plan.to_dict() == plan
+
+
+def test_plan_and_graph_agree_afterwards(tiny: Case) -> None:
+    result = run(tiny, Reconstruction(QUICK))
+    for name, attribute in tiny.placement.weights.items():
+        entry = result.plan.tensors[attribute]
+        weight = fetch(result.emission, attribute)
+        assert torch.equal(fake_quantize(weight, entry.uniform), weight), name
+        assert codes_hash(quantize(weight, entry.uniform).numpy()) == entry.codes_sha256
+        assert "in blocks" in entry.rounding
+    quantizers = [n for n in result.emission.graph.nodes if "quantize_per_tensor" in str(n.target)]
+    grids = {float(t.uniform.scale) for t in result.plan.tensors.values() if t.role == "activation"}
+    assert {n.args[1] for n in quantizers} <= grids
+    groups = tiny.placement.groups
+    for name, root in groups.items():
+        assert result.plan.tensors[name].qparams == result.plan.tensors[root].qparams
+
+
+@pytest.mark.parametrize("loss", ["mse", "fisher", "features"])
+def test_every_loss_never_ends_worse_on_held_out_samples(tiny: Case, loss: str) -> None:
+    effort = Effort(QUICK.settings, loss, "adaround", learn_biases=False)  # type: ignore[arg-type]
+    found = reconstruct(tiny.graph, tiny.legalized, tiny.placement, tiny.samples, Reconstruction(effort))
+    assert all(f.best <= f.start for f in found.fits.values())
+    assert set(found.weights) == set(tiny.placement.weights)
+
+
+def test_all_blocks_together(tiny: Case) -> None:
+    found = reconstruct(tiny.graph, tiny.legalized, tiny.placement, tiny.samples, Reconstruction(None, QUICK))
+    assert list(found.fits) == ["joint"]
+    assert set(found.weights) == set(tiny.placement.weights)
+
+
+def test_finished_work_is_not_done_again(tiny: Case, tmp_path: Path) -> None:
+    settings = Reconstruction(QUICK, folder=tmp_path)
+    first = run(tiny, settings)
+    stamps = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    second = run(tiny, settings)
+    assert first.plan.to_dict() == second.plan.to_dict()
+    assert len(stamps) == 3
+    assert stamps == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+
+
+def test_a_network_without_batches_runs_one_by_one() -> None:
+    torch.manual_seed(0)
+    c = case(Merged(), torch.randn(12, 4, 8), bits=8)
+    found = reconstruct(c.graph, c.legalized, c.placement, c.samples, Reconstruction(QUICK))
+    assert set(found.weights) == {"fc1", "fc2"}
+
+
+def test_bad_input_is_refused(tiny: Case) -> None:
+    with pytest.raises(DataError) as few:
+        reconstruct(tiny.graph, tiny.legalized, tiny.placement, tiny.samples[:1])
+    dynamic = vit(scheme="dynamic")
+    with pytest.raises(UsageError) as run_time:
+        reconstruct(dynamic.graph, dynamic.legalized, dynamic.placement, dynamic.samples)
+    for make in (
+        lambda: Effort(loss="l1"),  # type: ignore[arg-type]
+        lambda: Effort(rounding="up"),
+        lambda: Reconstruction(None),
+        lambda: Reconstruction(budget_seconds=-1.0),
+    ):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert caught.value.code == "EQ-U320"
+    assert (few.value.code, run_time.value.code) == ("EQ-D320", "EQ-U321")

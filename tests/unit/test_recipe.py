@@ -1,0 +1,125 @@
+"""What methods, roundings and widths stand for, and what keeps 8 bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from edgeq.config_keys import BITS, METHODS, ROUNDINGS, split_bits
+from edgeq.errors import UsageError
+from edgeq.exporters import get_exporter
+from edgeq.graph.capture import capture
+from edgeq.quant.ranges import parse_estimator
+from edgeq.quant.rounding import get_rounder
+from edgeq.recipe import Recipe, place_scheme, recipe_for, transform_graph
+from edgeq.spec import Precision
+
+
+class Three(nn.Module):
+    """A convolution, a linear and a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.nn.functional.gelu(self.middle(self.first(x).mean((2, 3)))))
+
+
+@pytest.fixture(scope="module")
+def graph() -> fx.GraphModule:
+    torch.manual_seed(0)
+    return capture(Three().eval(), (torch.randn(1, 3, 6, 6),))
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "integer"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("bits", BITS)
+def test_every_combination_is_a_recipe_of_known_parts(scheme: str, method: str, rounding: str, bits: str) -> None:
+    recipe = recipe_for("percentile:0.999" if method == "percentile" else method, rounding, bits, scheme)
+    assert recipe.transform in ("none", "rotate", "transformer")
+    assert get_rounder(recipe.rounding)
+    assert rounding in ("auto", recipe.rounding)
+    assert (recipe.precision.weight_bits, recipe.precision.activation_bits) == split_bits(bits)
+    parse_estimator(recipe.precision.observer)
+    assert recipe.precision.products_only == (recipe.transform == "transformer")
+
+
+@pytest.mark.parametrize(
+    ("method", "rounding", "bits", "scheme", "expected"),
+    [
+        ("auto", "auto", "w8a8", "dynamic", Recipe("none", "nearest", Precision())),
+        ("auto", "auto", "w4a8", "dynamic", Recipe("rotate", "gptq", Precision(4, 8))),
+        ("auto", "auto", "w8a8", "static", Recipe("transformer", "gptq", Precision(products_only=True))),
+        ("auto", "erq", "w4a8", "integer", Recipe("transformer", "erq", Precision(4, 8, products_only=True))),
+        ("rotate", "auto", "w8a8", "integer", Recipe("rotate", "gptq", Precision())),
+        ("mse", "auto", "w8a8", "integer", Recipe("none", "nearest", Precision(observer="mse"))),
+        ("percentile:0.99", "gptq", "w8a8", "static", Recipe("none", "gptq", Precision(observer="percentile:0.99"))),
+    ],
+)
+def test_what_the_names_stand_for(method: str, rounding: str, bits: str, scheme: str, expected: Recipe) -> None:
+    assert recipe_for(method, rounding, bits, scheme) == expected
+
+
+@pytest.mark.parametrize("bits", [(1, 8), (8, 1), (17, 8), (8, 32)])
+def test_impossible_widths_are_refused(bits: tuple[int, int]) -> None:
+    with pytest.raises(UsageError) as caught:
+        Precision(*bits)
+    assert caught.value.code == "EQ-U003"
+
+
+def test_no_transform_is_the_graph_itself(graph: fx.GraphModule) -> None:
+    assert transform_graph("none", graph, lambda: iter(()), 0) == (graph, ())
+    for name in ("rotate", "transformer"):
+        changed, applied = transform_graph(name, graph, lambda: iter([(torch.randn(1, 3, 6, 6),)]), 0)
+        assert changed is not graph
+        assert [a.name for a in applied][0] == "rotate streams"
+
+
+def widths(graph: fx.GraphModule, scheme: str, precision: Precision | None) -> dict[str, tuple[int, int]]:
+    config, placement = place_scheme(graph, get_exporter("tflite"), scheme, precision)
+    found = {}
+    for name in placement.weights:
+        entry = config.resolve(name, placement.ops[name].op)
+        found[name] = (entry.weight.bits, entry.activation.bits)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "integer"])
+def test_first_and_last_layer_keep_eight_bits(graph: fx.GraphModule, scheme: str) -> None:
+    assert set(widths(graph, scheme, None).values()) == {(8, 8)}
+    low = widths(graph, scheme, Precision(4, 6))
+    assert low == {"first": (8, 8), "middle": (4, 6), "last": (8, 8)}
+
+
+def test_the_activations_of_the_ends_keep_eight_bits_too(graph: fx.GraphModule) -> None:
+    _, placement = place_scheme(graph, get_exporter("tflite"), "integer", Precision(4, 4, products_only=True))
+    bits = {name: spec.bits for name, spec in placement.specs.items()}
+    assert bits["first"] == bits["last"] == 8
+    assert bits["middle"] == 4
+
+
+def test_a_single_layer_is_first_and_last() -> None:
+    graph = capture(nn.Linear(4, 3).eval(), (torch.randn(1, 4),))
+    (bits,) = widths(graph, "integer", Precision(4, 4)).values()
+    assert bits == (8, 8)
+
+
+def test_products_only_leaves_the_rest_float_with_a_reason(graph: fx.GraphModule) -> None:
+    exporter = get_exporter("tflite")
+    everything = place_scheme(graph, exporter, "integer")[1]
+    products = place_scheme(graph, exporter, "integer", Precision(products_only=True))[1]
+    kinds = {op.op: op.mode for op in everything.ops.values()}
+    assert set(kinds.values()) == {"static"}
+    floats = {op.op: op.reason for op in products.ops.values() if op.mode == "float"}
+    assert set(floats) == {"gelu", "mean"}
+    assert all("8 bits cost more accuracy" in reason for reason in floats.values())
+    assert all(op.mode == "static" for op in products.ops.values() if op.op in ("linear", "conv2d"))
+
+
+def test_an_unknown_scheme_is_refused(graph: fx.GraphModule) -> None:
+    with pytest.raises(UsageError) as caught:
+        place_scheme(graph, get_exporter("tflite"), "statik", Precision())
+    assert caught.value.code == "EQ-U007"
