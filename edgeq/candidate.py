@@ -73,6 +73,7 @@ class Candidate:
             "bytes": self.bytes,
             "transform": self.recipe.transform,
             "rounding": self.recipe.rounding,
+            "notes": list(self.plan.notes),
             "rejected": list(self.rejected),
             "fidelity_sqnr_db": {k: v.to_dict() for k, v in self.fidelity.items()},
             "simulated_sqnr_db": self.simulated_db,
@@ -103,6 +104,7 @@ def build(
     recipe: Recipe,
     statistics: Mapping[str, TensorStatistics],
     rounding: Rounding,
+    notes: Sequence[str],
     folder: Path,
 ) -> tuple[Candidate, Legalized]:
     """Legalize, emit and read back one candidate in `folder`; its graphs are returned apart, they are large.
@@ -114,10 +116,12 @@ def build(
         recipe: Its recipe.
         statistics: Of the tensors that `observed` names.
         rounding: The recipe's rounder, with the samples it may need.
+        notes: What the recipe's transforms did, for the plan.
         folder: Where to write.
     """
     config, placement = place_scheme(graph, exporter, scheme, recipe.precision)
     legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme, rounding)
+    legalized = replace(legalized, plan=replace(legalized.plan, notes=tuple(notes)))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / exporter.file_name
     exporter.emit(legalized.emission, example_of(graph), legalized.plan, path)

@@ -176,8 +176,29 @@ def fit_all(session: Session, stages: Stages) -> None:
         wanted.setdefault(recipe_of(session.config, scheme).transform, []).append(scheme)
     for name, members in wanted.items():
         with stages.step("transform"):
-            graph, applied = transform_graph(name, session.graph, batches_of(session.samples), session.config.seed)
+            batches = batches_of(session.samples)
+            graph, applied = transform_graph(name, session.graph, batches, session.config.seed)
+            require_same_function(session.graph, graph, next(batches()))
         session.fitted[name] = Fitted(graph, applied, observe(session, graph, members, stages))
+
+
+@torch.no_grad()
+def require_same_function(before: fx.GraphModule, after: fx.GraphModule, sample: tuple[torch.Tensor, ...]) -> None:
+    """Check on a sample that transforms have left the float network what it was.
+
+    Raises:
+        ModelError: They have not; nothing built on the transformed graph would mean anything.
+    """
+    if after is before:
+        return
+    for position, (wanted, got) in enumerate(zip(before(*sample), after(*sample), strict=True)):
+        error = float((wanted - got).abs().max() / wanted.abs().max().clamp(min=1e-12))
+        if not error <= CONVERTED:
+            raise ModelError(
+                f"the transforms change output {position} of the float network by {error:.1e} of its largest value",
+                code="EQ-M302",
+                hint="export with --method minmax, and report the model with `edgeq doctor`",
+            )
 
 
 def batches_of(samples: Samples, limit: int | None = None) -> Callable[[], Iterator[tuple[torch.Tensor, ...]]]:
@@ -227,5 +248,6 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
             recipe,
             fitted.statistics,
             rounding,
+            [str(a) for a in fitted.applied],
             scratch / scheme,
         )

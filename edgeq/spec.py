@@ -289,11 +289,13 @@ class QuantPlan:
         scheme: `dynamic`, `static` or `integer`.
         tensors: Grids by tensor name.
         ops: Modes by operation name, in execution order.
+        notes: How the float graph was transformed before, and what was left alone and why; for people.
     """
 
     scheme: str
     tensors: Mapping[str, TensorPlan]
     ops: Mapping[str, OpPlan]
+    notes: tuple[str, ...] = ()
 
     def weights(self) -> list[TensorPlan]:
         """The quantized weights, in order."""
@@ -306,6 +308,7 @@ class QuantPlan:
             "scheme": self.scheme,
             "tensors": [{**_shallow(t), "qparams": t.qparams.to_dict()} for t in self.tensors.values()],
             "ops": [_shallow(o) for o in self.ops.values()],
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -315,7 +318,8 @@ class QuantPlan:
             raise UsageError(f"not a plan: schema {data.get('schema')!r}", code="EQ-U003")
         tensors = [TensorPlan(**{**t, "qparams": grid_from_dict(t["qparams"])}) for t in data["tensors"]]
         ops = [OpPlan(**o) for o in data["ops"]]
-        return cls(data["scheme"], {t.name: t for t in tensors}, {o.name: o for o in ops})
+        named = {t.name: t for t in tensors}, {o.name: o for o in ops}
+        return cls(data["scheme"], *named, tuple(data.get("notes", ())))
 
 
 def _shallow(value: TensorPlan | OpPlan) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The everything-integer form of a network: no float operation at all, as a target without an FPU runs it.
 
-Products read 8 bits (or fewer) and everything between them is held in 16: residual sums, logits, what norms, softmax and
-GELU read and write. Inside one operation, accumulators are wide: an RMS norm sums squares in 32 bits and more, a softmax
-its exponentials.
+Products read 8 bits (or fewer) and everything between them is held in 16: residual sums, logits, what norms, softmax
+and GELU read and write. Inside one operation, accumulators are wide: an RMS norm sums squares in 32 bits and more, a
+softmax its exponentials.
 """
 
 from __future__ import annotations

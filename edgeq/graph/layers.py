@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from edgeq.graph.bounds import bounds_of
 from edgeq.graph.legalize import Legalized
 from edgeq.graph.rewrite import fetch
 from edgeq.metrics import sqnr_db
@@ -76,10 +77,11 @@ def layer_fidelity(
             exact.run(*example)
             network.run(*example)
             for name in chosen:
-                truth = exact.values[name]
+                truth = _saturated(exact.values[name], reference_nodes[name])
                 forced = _run_alone(legalized.simulation, simulated[name], exact.values)
                 sums[name][0] += sqnr_db(truth.numpy(), forced.numpy())
-                sums[name][1] += sqnr_db(truth.numpy(), network.values[name].numpy())
+                total = _saturated(network.values[name], reference_nodes[name])
+                sums[name][1] += sqnr_db(truth.numpy(), total.numpy())
     count = max(1, len(inputs))
     rows = []
     for name, op in chosen.items():
@@ -87,6 +89,12 @@ def layer_fidelity(
         kind = op.op if owner is op else f"{owner.op}+{op.op}"
         rows.append(LayerFidelity(owner.name, kind, op.mode, sums[name][0] / count, sums[name][1] / count))
     return sorted(rows, key=lambda row: row.own_db)
+
+
+def _saturated(value: Tensor, node: fx.Node) -> Tensor:
+    """`value` within the bounds noted on `node`: what a transform lets saturate on purpose is no error."""
+    bounds = bounds_of(node)
+    return value if bounds is None else value.clamp(bounds.low, bounds.high)
 
 
 def _run_alone(graph: fx.GraphModule, node: fx.Node, exact: dict[str, Tensor]) -> Tensor:

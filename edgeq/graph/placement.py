@@ -112,7 +112,7 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
                 specs.setdefault(node.name, specs[operand.name])
                 groups.join(operand.name, node.name)
     fixed = {groups.find(n.name): rules.fixed[op_kind(n)] for n in static if op_kind(n) in rules.fixed}
-    centred = {groups.find(n.args[i].name) for n in static for i in rules.symmetric.get(op_kind(n), ())}
+    centred = {groups.find(n.args[i].name) for n in static for i in rules.symmetric.get(op_kind(n), ())} - set(fixed)
     specs = {n: replace(s, symmetric=True) if groups.find(n) in centred else s for n, s in specs.items()}
     return Placement(
         ops=ops,

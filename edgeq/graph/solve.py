@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from edgeq.errors import ModelError
+from edgeq.errors import DataError, ModelError
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.rewrite import fetch, shape_of
 from edgeq.graph.transforms.parameters import parameter, set_parameter
@@ -215,6 +215,8 @@ class _Lockstep:
     """Runs a float and a quantized graph side by side over several samples, freeing what nobody needs any more."""
 
     def __init__(self, graph: fx.GraphModule, quantized: fx.GraphModule, samples: Sequence[Sample]) -> None:
+        if not samples:
+            raise DataError("there are no samples to round with", code="EQ-D300", hint="use --rounding nearest")
         self.graph, self.quantized, self.samples = graph, quantized, samples
         self.originals = {n.name: n for n in graph.graph.nodes}
         self._exact: dict[fx.Node, list[Any]] = {}
@@ -224,7 +226,7 @@ class _Lockstep:
     def run(self, visit: Callable[[fx.Node, Inputs], None]) -> None:
         """Run; `visit` sees each quantized node with what it reads before it is computed."""
         free_exact, free_rough = _last_uses(self.graph), _last_uses(self.quantized)
-        inputs = iter(range(len(self.samples[0]) if self.samples else 0))
+        inputs = iter(range(len(self.samples[0])))
         for node in list(self.quantized.graph.nodes):
             if node.op == "output":
                 return
@@ -245,7 +247,8 @@ class _Lockstep:
                     self._weights = [attention_received(p) for p in self._exact[original]]
                 _drop(self._exact, free_exact.get(original, ()))
             self._rough[node] = self._compute(self.quantized, node, self._rough)
-            self._require_finite(node)
+            if original is not None:
+                self._require_finite(node, self._exact[original])
             _drop(self._rough, free_rough.get(node, ()))
 
     def _offer(self, node: fx.Node, original: fx.Node, visit: Callable[[fx.Node, Inputs], None]) -> None:
@@ -264,16 +267,18 @@ class _Lockstep:
             results.append(target(*args, **kwargs))
         return results
 
-    def _require_finite(self, node: fx.Node) -> None:
-        last = self._rough[node][-1]
-        if isinstance(last, Tensor) and last.is_floating_point() and not bool(torch.isfinite(last).all()):
-            shape = shape_of(node) if "val" in node.meta else tuple(last.shape)
-            raise ModelError(
-                f"{node.name} {shape} becomes NaN or infinite once quantized",
-                code="EQ-M301",
-                place=node.name,
-                hint="try --rounding nearest, or --method minmax",
-            )
+    def _require_finite(self, node: fx.Node, exact: list[Any]) -> None:
+        """Refuse what is finite in float only; masks are infinite in both."""
+        for rough, truth in zip(self._rough[node], exact, strict=True):
+            if not isinstance(rough, Tensor) or not rough.is_floating_point():
+                return
+            if bool((torch.isfinite(truth) & ~torch.isfinite(rough)).any()):
+                raise ModelError(
+                    f"{node.name} {tuple(rough.shape)} becomes NaN or infinite once quantized",
+                    code="EQ-M301",
+                    place=node.name,
+                    hint="try --rounding nearest, or --method minmax",
+                )
 
 
 def _last_uses(gm: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:

@@ -16,7 +16,7 @@ from edgeq.graph.transforms.heads import head_tensors, rotate_heads, scale_heads
 from edgeq.graph.transforms.keys import center_keys, key_tensors
 from edgeq.graph.transforms.norm_sites import Skipped
 from edgeq.graph.transforms.probabilities import split_probabilities
-from edgeq.graph.transforms.rotate import rotate_streams
+from edgeq.graph.transforms.rotate import RotationReport, rotate_streams
 
 Batches = Callable[[], Iterable[tuple[Tensor, ...]]]
 
@@ -29,11 +29,18 @@ class Applied:
         name: The transform.
         sites: How many places it changed.
         skipped: What it left alone, and why.
+        detail: How, where there was a choice; for people.
     """
 
     name: str
     sites: int
     skipped: tuple[Skipped, ...]
+    detail: str = ""
+
+    def __str__(self) -> str:
+        how = f" ({self.detail})" if self.detail else ""
+        left = "".join(f"; left alone: {s.name}, {s.reason}" for s in self.skipped)
+        return f"{self.name}: {self.sites} places{how}{left}"
 
 
 def spread_outliers(graph: fx.GraphModule, seed: int = 0) -> tuple[fx.GraphModule, tuple[Applied, ...]]:
@@ -45,8 +52,7 @@ def spread_outliers(graph: fx.GraphModule, seed: int = 0) -> tuple[fx.GraphModul
     """
     copied = copy.deepcopy(graph)
     report = rotate_streams(copied, seed)
-    applied = Applied("rotate streams", len(report.rotated), report.skipped)
-    return rebuild(copied), (applied,)
+    return rebuild(copied), (_rotated(report),)
 
 
 def fit_transformer(
@@ -79,7 +85,7 @@ def fit_transformer(
     split = split_probabilities(copied)
     refresh(copied)
     applied = (
-        Applied("rotate streams", len(streams.rotated), streams.skipped),
+        _rotated(streams),
         Applied("rotate heads", len(heads.sites), heads.skipped),
         Applied("centre keys", len(keys.sites), keys.skipped),
         Applied("balance hidden layers", len(hidden.layers), hidden.skipped),
@@ -88,3 +94,8 @@ def fit_transformer(
         Applied("split probabilities", len(split.thresholds), split.skipped),
     )
     return rebuild(copied), applied
+
+
+def _rotated(report: RotationReport) -> Applied:
+    detail = ", ".join(f"{channels} channels by a {kind} matrix" for channels, kind, _ in report.rotated)
+    return Applied("rotate streams", len(report.rotated), report.skipped, detail)
