@@ -49,20 +49,14 @@ def rotate_heads(gm: fx.GraphModule, seed: int = 0) -> HeadsReport:
         seed: Of the rotation, the same for all heads.
     """
     nodes = {n.name: n for n in gm.graph.nodes}
-    done, skipped = [], []
-    for site in attention_sites(gm):
-        found = _free(attention_projections(gm, site))
-        if isinstance(found, str):
-            skipped.append(Skipped(site.scores, found))
-            continue
-        query, key, value, output = found
+    sites, skipped = _sites(gm)
+    for site, (query, key, value, output) in sites:
         matrix, _ = rotation(site.head_dim, seed)
         values, _ = rotation(value.channels.shape[1], seed)
         for projection, turn in ((query, matrix), (key, matrix), (value, values)):
             _turn_rows(gm, nodes[projection.node], projection.channels, turn)
         _turn_columns(gm, nodes[output.node], output.channels, values)
-        done.append(site.index)
-    return HeadsReport(tuple(done), tuple(skipped))
+    return HeadsReport(tuple(site.index for site, _ in sites), tuple(skipped))
 
 
 def head_tensors(gm: fx.GraphModule) -> dict[str, int]:
@@ -72,10 +66,7 @@ def head_tensors(gm: fx.GraphModule) -> dict[str, int]:
     """
     nodes = {n.name: n for n in gm.graph.nodes}
     axes: dict[str, int] = {}
-    for site in attention_sites(gm):
-        found = _free(attention_projections(gm, site))
-        if isinstance(found, str) or len(shape_of(nodes[site.scores])) < 3:
-            continue
+    for site, found in _sites(gm)[0]:
         for projection in found[:3]:
             axis = channel_axis(gm, nodes[projection.node])
             axes[projection.node] = -1 if axis is None else axis
@@ -98,12 +89,9 @@ def scale_heads(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics])
         gm: Canonical graph, changed in place; refreshed afterwards.
         statistics: Of the tensors of `head_tensors`, by name; attentions without are skipped.
     """
-    done, skipped = [], []
-    for site in attention_sites(gm):
-        found = _free(attention_projections(gm, site))
-        if isinstance(found, str):
-            skipped.append(Skipped(site.scores, found))
-            continue
+    sites, skipped = _sites(gm)
+    done = []
+    for site, found in sites:
         names = {p.node for p in found[:3]} | {site.scores}
         if missing := sorted(n for n in names if n not in statistics):
             skipped.append(Skipped(site.scores, f"no statistics of {missing[0]}"))
@@ -117,6 +105,22 @@ def scale_heads(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics])
 
 
 _Found = tuple[Projection, Projection, Projection, Projection]
+
+
+def _sites(gm: fx.GraphModule) -> tuple[list[tuple[AttentionSite, _Found]], list[Skipped]]:
+    """The attentions whose projections nothing else reads, and the others with the reason."""
+    found: list[tuple[AttentionSite, _Found]] = []
+    skipped = []
+    nodes = {n.name: n for n in gm.graph.nodes}
+    for site in attention_sites(gm):
+        projections = _free(attention_projections(gm, site))
+        if isinstance(projections, str):
+            skipped.append(Skipped(site.scores, projections))
+        elif len(shape_of(nodes[site.scores])) < 3:
+            skipped.append(Skipped(site.scores, "the scores have no axis of heads"))
+        else:
+            found.append((site, projections))
+    return found, skipped
 
 
 def _free(projections: Projections) -> _Found | str:

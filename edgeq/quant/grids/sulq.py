@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from edgeq.quant.grids.base import (
     require_parameters,
     rounded_table,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SHIFTS = (0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Published candidates for the shift."""
@@ -52,6 +55,12 @@ class _ShiftLog2(TableGrid):
     def __post_init__(self) -> None:
         require_bits(self.kind, self.bits)
         require_parameters(self.kind, shift=0 < self.shift < math.inf, step=0 < self.step < math.inf)
+
+    @classmethod
+    def candidates(cls, x: Tensor, bits: int) -> Sequence[Self]:
+        """One for each published shift, steps from the ends of the values."""
+        require_bits(cls.kind, bits)
+        return [cls(bits, *choice) for choice in _choices(x, bits)]
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of `x`, int32; 0 is the largest level."""
@@ -91,12 +100,6 @@ class ShiftLog2(_ShiftLog2):
 
     kind: ClassVar[str] = "sulq"
 
-    @classmethod
-    def candidates(cls, x: Tensor, bits: int) -> Sequence[ShiftLog2]:
-        """One for each published shift, steps from the ends of the values."""
-        require_bits(cls.kind, bits)
-        return [cls(bits, *choice) for choice in _choices(x, bits)]
-
     def exponents(self) -> NDArray[np.float64]:
         """Integer exponent of each code."""
         exponents: NDArray[np.float64] = np.rint(super().exponents())
@@ -117,9 +120,3 @@ class ShiftLog2Table(_ShiftLog2):
     """Table form: exponents as they are."""
 
     kind: ClassVar[str] = "sulq_table"
-
-    @classmethod
-    def candidates(cls, x: Tensor, bits: int) -> Sequence[ShiftLog2Table]:
-        """One for each published shift, steps from the ends of the values."""
-        require_bits(cls.kind, bits)
-        return [cls(bits, *choice) for choice in _choices(x, bits)]

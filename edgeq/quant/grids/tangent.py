@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeq.quant.grids.base import TableGrid, require_bits, require_finite, require_numbers, require_parameters
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _ANGLES = (0.6, 0.8, 0.95, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5)
 _SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3)
@@ -43,6 +46,12 @@ class _Tangent(TableGrid):
         require_bits(self.kind, self.bits)
         require_parameters(self.kind, angle=0 < self.angle < math.pi / 2, limit=0 < self.limit < math.inf)
 
+    @classmethod
+    def candidates(cls, x: Tensor, bits: int) -> Sequence[Self]:
+        """Angles times largest levels from 30 % of the largest value to all of it."""
+        require_bits(cls.kind, bits)
+        return [cls(bits, angle, limit) for angle, limit in _choices(x)]
+
     @property
     def top(self) -> int:
         """Largest code."""
@@ -61,12 +70,6 @@ class TanEnds(_Tangent):
 
     kind: ClassVar[str] = "tan"
 
-    @classmethod
-    def candidates(cls, x: Tensor, bits: int) -> Sequence[TanEnds]:
-        """Angles times largest levels from 30 % of the largest value to all of it."""
-        require_bits(cls.kind, bits)
-        return [cls(bits, angle, limit) for angle, limit in _choices(x)]
-
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of `x`, int32."""
         share = (require_numbers(x) / self.limit).clamp(0, 1)
@@ -84,12 +87,6 @@ class TanLevels(_Tangent):
     """Dense near 0: `real = limit * tan(a * code / top) / tan a`."""
 
     kind: ClassVar[str] = "tan_levels"
-
-    @classmethod
-    def candidates(cls, x: Tensor, bits: int) -> Sequence[TanLevels]:
-        """Angles times largest levels from 30 % of the largest value to all of it."""
-        require_bits(cls.kind, bits)
-        return [cls(bits, angle, limit) for angle, limit in _choices(x)]
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of `x`, int32."""
