@@ -49,10 +49,11 @@ def tflite_config(scheme: str, precision: Precision) -> QuantConfig:
 
     Args:
         scheme: One of the three.
-        precision: Widths and range estimator.
+        precision: Widths and range estimator. The kernels are those of 8-bit activations and of weights of 4 and 8
+            bits; other widths can be simulated.
 
     Raises:
-        UsageError: Another scheme, or a width that TFLite has no kernels for.
+        UsageError: Another scheme.
     """
     if scheme == "weights":
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from edgeq.devices.litert import LiteRtModel
 from edgeq.exporters import get_exporter
 from edgeq.graph.capture import capture
 from edgeq.graph.legalize import legalize, observed
+from edgeq.graph.placement import place
 from edgeq.quant.calibrator import calibrate
 from edgeq.recipe import place_scheme
-from tests.parity.cases import CASES, Case
+from edgeq.spec import Precision
+from tests.parity.cases import CASES, Case, Lambda
 
 KERNELS = ("xnnpack", "builtin", "reference")
 
@@ -46,3 +49,24 @@ def test_integer_kernel_equals_simulation(case: Case, tmp_path: Path) -> None:
         steps = np.abs(np.rint((actual - expected) / scale))
         assert steps.max() <= 1, f"{kernels}: {steps.max():.0f} codes off"
         assert (steps > 0).mean() <= case.flips, f"{kernels}: {(steps > 0).mean():.3f} of the outputs flipped"
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_only_a_centred_right_operand_is_multiplied_by_xnnpack(centred: bool, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    exporter = get_exporter("tflite")
+    example = (torch.rand(1, 2, 9, 16), torch.rand(1, 2, 16, 9))  # of one sign: min-max would not be centred
+    graph = capture(Lambda(torch.matmul), example)
+    rules = exporter.rules if centred else replace(exporter.rules, symmetric={})
+    config = exporter.config("integer", Precision())
+    placement = place(graph, config, rules)
+    statistics = calibrate(graph, observed(graph, placement), [example])
+    legalized = legalize(graph, placement, config, rules, statistics, "integer")
+    path = tmp_path / "op.tflite"
+    exporter.emit(legalized.emission, example, legalized.plan, path)
+
+    right = [n.name for n in graph.graph.nodes if n.op == "placeholder"][1]
+    assert int(legalized.plan.tensors[right].uniform.zero_point) == (0 if centred else -128)
+    (product,) = [op for op in LiteRtModel(path).ops if op.name == "BATCH_MATMUL"]
+    assert product.delegated is centred
+    assert [op.kernel for op in exporter.read_back(path, legalized).ops if op.op == "BATCH_MATMUL"] == ["int8"]

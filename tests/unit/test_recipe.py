@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +16,7 @@ from edgeq.graph.capture import capture
 from edgeq.quant.ranges import parse_estimator
 from edgeq.quant.rounding import get_rounder
 from edgeq.recipe import Recipe, place_scheme, recipe_for, transform_graph
-from edgeq.spec import Precision
+from edgeq.spec import OpConfig, Precision, QuantConfig, QuantRule, QuantSpec
 
 
 class Three(nn.Module):
@@ -35,16 +38,15 @@ def graph() -> fx.GraphModule:
 
 @pytest.mark.parametrize("scheme", ["dynamic", "static", "integer"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("bits", BITS)
-def test_every_combination_is_a_recipe_of_known_parts(scheme: str, method: str, rounding: str, bits: str) -> None:
-    recipe = recipe_for("percentile:0.999" if method == "percentile" else method, rounding, bits, scheme)
-    assert recipe.transform in ("none", "rotate", "transformer")
-    assert get_rounder(recipe.rounding)
-    assert rounding in ("auto", recipe.rounding)
-    assert (recipe.precision.weight_bits, recipe.precision.activation_bits) == split_bits(bits)
-    parse_estimator(recipe.precision.observer)
-    assert recipe.precision.products_only == (recipe.transform == "transformer")
+def test_every_combination_is_a_recipe_of_known_parts(scheme: str, method: str) -> None:
+    for rounding, bits in itertools.product(ROUNDINGS, BITS):
+        recipe = recipe_for("percentile:0.999" if method == "percentile" else method, rounding, bits, scheme)
+        assert recipe.transform in ("none", "rotate", "transformer")
+        assert get_rounder(recipe.rounding)
+        assert rounding in ("auto", recipe.rounding)
+        assert (recipe.precision.weight_bits, recipe.precision.activation_bits) == split_bits(bits)
+        parse_estimator(recipe.precision.observer)
+        assert recipe.precision.products_only == (recipe.transform == "transformer")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_no_transform_is_the_graph_itself(graph: fx.GraphModule) -> None:
     for name in ("rotate", "transformer"):
         changed, applied = transform_graph(name, graph, lambda: iter([(torch.randn(1, 3, 6, 6),)]), 0)
         assert changed is not graph
-        assert [a.name for a in applied][0] == "rotate streams"
+        assert applied[0].name == "rotate streams"
 
 
 def widths(graph: fx.GraphModule, scheme: str, precision: Precision | None) -> dict[str, tuple[int, int]]:
@@ -123,3 +125,17 @@ def test_an_unknown_scheme_is_refused(graph: fx.GraphModule) -> None:
     with pytest.raises(UsageError) as caught:
         place_scheme(graph, get_exporter("tflite"), "statik", Precision())
     assert caught.value.code == "EQ-U007"
+
+
+def test_reasons_of_rules_follow_the_last_that_has_one_and_survive_json() -> None:
+    base = OpConfig("float", QuantSpec(), QuantSpec())
+    rules = (
+        QuantRule(op="gelu", reason="first"),
+        QuantRule(name="b*", reason="second"),
+        QuantRule(name="bx", mode="static"),
+    )
+    config = QuantConfig(base, rules)
+    reasons = {name: config.resolve(name, "gelu").reason for name in ("a", "b", "bx")}
+    assert reasons == {"a": "first", "b": "second", "bx": "second"}
+    assert config.resolve("a", "linear").reason == "kept float by the scheme"
+    assert QuantConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

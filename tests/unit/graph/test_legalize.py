@@ -124,6 +124,34 @@ def test_layer_ranking_finds_the_layer_that_was_damaged() -> None:
     assert "fc2" in worst.name
 
 
+class Products(nn.Module):
+    """A product of two tensors of one sign, the right one moved on its way, and a product with a softmax."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(x) @ torch.relu(y).transpose(1, 2).reshape(1, 6, 5) @ torch.softmax(x, -1)
+
+
+def test_the_right_operand_of_a_product_is_centred_and_so_is_what_shares_its_grid() -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(1, 5, 6), torch.randn(1, 5, 6))
+    exporter = get_exporter("tflite")
+    graph = capture(Products(), inputs)
+    config, placement = place_scheme(graph, exporter, "integer")
+    statistics = calibrate(graph, observed(graph, placement), [inputs])
+    plan = legalize(graph, placement, config, exporter.rules, statistics, "integer").plan
+    first, second = (n for n in graph.graph.nodes if n.name in plan.ops and plan.ops[n.name].op == "matmul")
+    zeros = {name: int(t.uniform.zero_point) for name, t in plan.tensors.items()}
+    right = first.args[1]
+    while right.op != "placeholder":  # the movements and the ReLU that they start from
+        if right.name in plan.tensors and "relu" not in str(right.all_input_nodes[0].target):
+            assert (zeros[right.name], plan.tensors[right.name].uniform.spec.symmetric) == (0, True)
+        right = right.all_input_nodes[0]
+    assert zeros[first.args[0].name] == -128
+    # What the runtime dictates wins.
+    fixed = plan.tensors[second.args[1].name].uniform
+    assert (int(fixed.zero_point), fixed.spec.symmetric) == (-128, False)
+
+
 def test_dynamic_grid_holds_zero_and_spans_each_row() -> None:
     x = torch.tensor([[1.0, 2.0, 4.0], [-100.0, 0.0, 50.0]])
     quantized_rows = dynamic_fake_quantize(x, per_row=True)
