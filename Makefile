@@ -1,7 +1,8 @@
 # Everything on a fresh machine that has Python 3.10 or newer and make. CONTRIBUTING.md says more.
 #   make demo    export the reference ViT for a Raspberry Pi and run it
 #   make test    linters, types, floors, tests
-#   make bench   the figures of the README
+#   make bench   the figures of exports in the README
+#   make bench-methods   the figures of methods, which takes hours
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ DEV_DEPS := $(VENV)/.dev-deps
 DATA ?= ../shared/data
 SOURCES := edgeq models exporters devices tools tests
 
-.PHONY: demo test lint types floors tests bench clean
+.PHONY: demo test lint types floors tests bench bench-methods clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -54,6 +55,13 @@ tests: $(DEV_DEPS)
 bench: $(DEV_DEPS)
 	$(BIN)/python tools/bench/export_quality.py --data $(DATA)
 	$(BIN)/python tools/bench/calibration_memory.py $$($(BIN)/python tools/bench/export_quality.py --where) $(DATA)/yolo/images
+	$(BIN)/python tools/bench/tables.py
+
+bench-methods: $(DEV_DEPS)
+	$(BIN)/python tools/bench/vit_fidelity.py --images $(DATA)/yolo/images
+	$(BIN)/python tools/bench/vit_fidelity.py --images $(DATA)/yolo/images --file --bits w8a8 w4a8
+	$(BIN)/python tools/bench/vit_accuracy.py --data $(DATA)/cifar10
+	$(BIN)/python tools/bench/attention_codes.py --images $(DATA)/yolo/images
 	$(BIN)/python tools/bench/tables.py
 
 clean:
