@@ -120,6 +120,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": method_tables.methods_table,
     "vit_fidelity": method_tables.vit_fidelity_table,
     "vit_files": method_tables.vit_files_table,
+    "vit_accuracy": vit_accuracy_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 

@@ -52,10 +52,13 @@ SAMPLES = 128
 LEARNING = 512
 """Images of a reconstruction."""
 
-WEIGHT_RATE = 5e-3
+WEIGHT_RATE = 1e-2
 BATCH = 50
 GOALS = {8: 0.3, 6: 0.7, 4: 2.5, 3: 10.0}
 """Points of top-1 that a width may cost."""
+
+
+_LOSSES: tuple[Loss, ...] = ("features", "mse")
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,10 @@ def methods() -> dict[str, Method]:
     for outputs in ("bits", "8"):
         for rounding in ("gptq", "coordinate", "erq", "decoupleq", "nearest"):
             add(Method("transformer", rounding, "mse", outputs))
-    for outputs in ("bits", "8"):
-        add(Method("rotate", "gptq", "mse", outputs, blocks=250))
+    for rounding in ("coordinate", "erq", "decoupleq"):
+        add(Method("rotate", rounding, "mse"))
+    for loss in _LOSSES:
+        add(Method("rotate", "gptq", "mse", blocks=80, loss=loss))
     for transform in ("transformer", "rotate", "none"):
         for outputs in ("bits", "8"):
             add(Method(transform, "gptq", "mse", outputs))
@@ -158,7 +163,7 @@ class Bench:
         graph, _, placement = self.place(method, bits)
         images, _ = self.train(self.order[:LEARNING])
         fit = FitSettings(iterations=method.blocks, evaluations=10, holdout=1 / 8)
-        effort = Effort(BlockSettings(fit, weight_rate=WEIGHT_RATE), method.loss)
+        effort = Effort(BlockSettings(fit, drop=0.0, weight_rate=WEIGHT_RATE), method.loss)
         return reconstructed(legalized, reconstruct(graph, legalized, placement, images, Reconstruction(effort)))
 
     def legalized(self, method: Method, bits: int) -> Legalized:

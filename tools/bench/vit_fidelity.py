@@ -49,14 +49,15 @@ from edgeq.errors import EdgeqError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import Legalized, legalize, observed
+from edgeq.graph.placement import BackendRules, Placement
 from edgeq.graph.solve import Rounding
 from edgeq.metrics import sqnr_db, summarize
 from edgeq.models import load_model
 from edgeq.models.base import ModelAdapter, parse_model
 from edgeq.quant.calibrator import calibrate
 from edgeq.quant.statistics import TensorStatistics
-from edgeq.recipe import place_scheme
-from edgeq.spec import Precision
+from edgeq.recipe import place_integer, place_scheme
+from edgeq.spec import Precision, QuantConfig
 
 RESULT = Path(__file__).parent / "results" / "vit_fidelity.json"
 SCHEMA = "edgeq.bench.vit_fidelity/1"
@@ -173,7 +174,7 @@ def probe(gm: fx.GraphModule, places: Places) -> Callable[[Sample], Values]:
 def fit_row(subject: Subject, row: Row, bits: str, known: Fitted | None) -> Fitted:
     """Transform and calibrate for a row, or return `known` where it serves."""
     precision = precision_of(row, bits)
-    key = (row.transform, row.products_only, bits if row.transform in FOR_A_WIDTH else "")
+    key = (row.transform, row.products_only, row.float_free, bits if row.transform in FOR_A_WIDTH else "")
     if known is not None and known.key == key:
         return known
     base = subject.exporter.config("integer", precision).base
@@ -181,7 +182,7 @@ def fit_row(subject: Subject, row: Row, bits: str, known: Fitted | None) -> Fitt
         graph = fit(row.transform, subject.graph, lambda: iter(subject.calibration), (base.weight, base.activation))
     require_same_function(subject, graph)
     with Cost() as calibrating:
-        names = observed(graph, place_scheme(graph, subject.exporter, "integer", precision)[1])
+        names = observed(graph, placement_of(subject, row, bits, graph)[1])
         statistics = calibrate(graph, names, iter(subject.calibration))
     seconds = {"transform": transforming.seconds, "calibrate": calibrating.seconds}
     return Fitted(key, graph, statistics, seconds, max(transforming.peak_mb, calibrating.peak_mb))
@@ -194,9 +195,19 @@ def precision_of(row: Row, bits: str) -> Precision:
 
 def quantize(subject: Subject, row: Row, bits: str, fitted: Fitted, progress: Callable[[int], None]) -> Legalized:
     """The quantized graph of a row."""
-    config, placement = place_scheme(fitted.graph, subject.exporter, "integer", precision_of(row, bits))
+    config, placement, rules = placement_of(subject, row, bits, fitted.graph)
     rounding = Rounding(row.rounding, lambda: subject.calibration, row.retarget, progress)
-    return legalize(fitted.graph, placement, config, subject.exporter.rules, fitted.statistics, "integer", rounding)
+    return legalize(fitted.graph, placement, config, rules, fitted.statistics, "integer", rounding)
+
+
+def placement_of(
+    subject: Subject, row: Row, bits: str, graph: fx.GraphModule
+) -> tuple[QuantConfig, Placement, BackendRules]:
+    """What of a row's graph becomes integers, and by whose rules."""
+    precision = precision_of(row, bits)
+    if row.float_free:
+        return place_integer(graph, precision)
+    return *place_scheme(graph, subject.exporter, "integer", precision), subject.exporter.rules
 
 
 def require_same_function(subject: Subject, graph: fx.GraphModule) -> None:

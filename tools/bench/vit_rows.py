@@ -44,6 +44,7 @@ class Row:
         rounding: Key of `edgeq.quant.rounding.ROUNDERS`.
         retarget: See `edgeq.graph.solve.Rounding`.
         products_only: See `edgeq.spec.Precision`.
+        float_free: The everything-integer form of `edgeq.graph.integer`, in place of TFLite's.
         slow: Only measured when asked for.
     """
 
@@ -53,6 +54,7 @@ class Row:
     rounding: str = "nearest"
     retarget: bool = True
     products_only: bool = True
+    float_free: bool = False
     slow: bool = False
 
 
@@ -75,6 +77,9 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             "`transformer`, GPTQ without retargeting", _WHOLE, rounding="gptq", retarget=False
         ),
         "transformer-gptq": Row("`transformer`, GPTQ", _WHOLE, rounding="gptq"),
+        "float-free": Row(
+            "the same without a float operation, 16 bits between products", _WHOLE, rounding="gptq", float_free=True
+        ),
         "transformer-coordinate": Row("`transformer`, coordinate", _WHOLE, rounding="coordinate"),
         "transformer-erq": Row("`transformer`, ERQ", _WHOLE, rounding="erq"),
         "transformer-decoupleq": Row("`transformer`, decoupleQ", _WHOLE, rounding="decoupleq", slow=True),

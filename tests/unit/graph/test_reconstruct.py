@@ -1,4 +1,4 @@
-"""Batches, cuts and block reconstruction on tiny networks with random weights: what must hold, not how accurate it is."""
+"""Batches, cuts and block reconstruction on tiny networks with random weights: structure, not accuracy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.cat([self.token, x.reshape(1, 4, 8)], dim=1)
-        return x + self.fc(x)
+        result: Tensor = x + self.fc(x)
+        return result
 
 
 class Merged(nn.Module):
@@ -51,7 +52,8 @@ class Merged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.fc1(x).reshape(4, 8)
-        return x + self.fc2(torch.relu(y)).reshape(1, 4, 8)
+        result: Tensor = x + self.fc2(torch.relu(y)).reshape(1, 4, 8)
+        return result
 
 
 class Pair(nn.Module):

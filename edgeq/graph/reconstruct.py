@@ -1,0 +1,510 @@
+"""Block reconstruction of a whole graph: roundings, activation scales and biases learned block by block.
+
+The legalized graph is cut at its residual stream. Each block is trained on what the blocks before it really deliver, so
+that its output comes close to that of the float block; at the end all blocks may be trained together on the output of
+the network. The start is whatever rounding made the legalized graph, and the result has its form, so that it replaces
+codes, grids and biases there.
+
+BRECQ (Li et al. 2021, arXiv 2102.05426) with QDrop (Wei et al. 2022, arXiv 2203.05740), on captured graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from edgeq.errors import DataError, ModelError, UsageError, unknown_name
+from edgeq.graph.batch import batched
+from edgeq.graph.blocks import MAX_LAYERS, Block, blocks_of, extract
+from edgeq.graph.legalize import Legalized
+from edgeq.graph.placement import Placement
+from edgeq.graph.rewrite import fetch
+from edgeq.graph.solve import Solved, apply_solved
+from edgeq.graph.transforms.parameters import argument, parameter
+from edgeq.progress import Advance
+from edgeq.quant.losses import (
+    ImportanceLoss,
+    LossSum,
+    PredictionDifference,
+    ReconstructionLoss,
+    fisher_diagonal,
+    global_local,
+    mse,
+)
+from edgeq.quant.reconstruct import (
+    BlockData,
+    BlockSettings,
+    FitResult,
+    LearnedScale,
+    StraightThrough,
+    reconstruct_block,
+)
+from edgeq.quant.rounding.soft import SOFT_ROUNDINGS, SoftRounding
+from edgeq.quant.uniform import dequantize, fake_quantize, quantize
+from edgeq.spec import PerTensor, QParams, QuantPlan, QuantSpec, codes_hash
+
+_KINDS = {**SOFT_ROUNDINGS, "straight": StraightThrough}
+_LOSSES = ("mse", "fisher", "features")
+_INSIDE = 0.1
+"""How far from its code a weight may start, in steps. What another rounding moved on purpose would start next to the
+boundary, and the first noisy steps would undo it: from 0.45 the error of blocks rounded by GPTQ rises before it falls.
+"""
+
+_BIAS_RATE = 5e-4
+_BATCH = 64
+
+Loss = Literal["mse", "fisher", "features"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How one stage of a reconstruction is done.
+
+    Args:
+        settings: Length, batches, hold-out, dropping and step sizes.
+        loss: `mse` of the block's output; `fisher`, the same weighted by what each element does to the prediction; or
+            `features`, which adds the error that it causes at the input of the last layer (GLF-Q).
+        rounding: `straight` or a key of `SOFT_ROUNDINGS`.
+        learn_biases: Train biases as well.
+
+    Raises:
+        UsageError: Unknown loss or rounding.
+    """
+
+    settings: BlockSettings = field(default_factory=BlockSettings)
+    loss: Loss = "mse"
+    rounding: str = "straight"
+    learn_biases: bool = True
+
+    def __post_init__(self) -> None:
+        if self.loss not in _LOSSES:
+            raise unknown_name("loss", self.loss, _LOSSES, code="EQ-U320")
+        if self.rounding not in _KINDS:
+            raise unknown_name("learned rounding", self.rounding, _KINDS, code="EQ-U320")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How a graph is reconstructed.
+
+    Args:
+        blocks: The stage that trains block by block; None to leave it out.
+        joint: The stage that trains all blocks together on the prediction (or, without class logits, the output) of
+            the float network; None to leave it out.
+        max_layers: Weighted layers of a block.
+        budget_seconds: Wall-clock limit of all; what is left is shared evenly. None for none.
+        folder: Where states are kept, to continue after an interruption.
+
+    Raises:
+        UsageError: No stage, or a negative budget.
+    """
+
+    blocks: Effort | None = field(default_factory=Effort)
+    joint: Effort | None = None
+    max_layers: int = MAX_LAYERS
+    budget_seconds: float | None = None
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.blocks is None and self.joint is None) or self.max_layers < 1 or (self.budget_seconds or 0) < 0:
+            raise UsageError(
+                f"impossible settings of a reconstruction: {self}",
+                code="EQ-U320",
+                hint="give at least one stage, and limits above 0",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructed:
+    """What a reconstruction found.
+
+    Args:
+        weights: Codes, grids and biases by layer.
+        activations: Grids by tensor.
+        fits: The course of each training, by the node that ends the block, or `joint`.
+        left: Weighted layers that are in no block, as they were.
+    """
+
+    weights: Mapping[str, Solved]
+    activations: Mapping[str, QParams]
+    fits: Mapping[str, FitResult]
+    left: tuple[str, ...]
+
+
+def reconstruct(
+    graph: fx.GraphModule,
+    legalized: Legalized,
+    placement: Placement,
+    samples: Tensor,
+    settings: Reconstruction | None = None,
+    *,
+    teacher: fx.GraphModule | None = None,
+    progress: Advance | None = None,
+) -> Reconstructed:
+    """Learn codes, activation grids and biases of a legalized graph.
+
+    Args:
+        graph: The float graph that was legalized.
+        legalized: Where to start; not changed.
+        placement: What it was legalized with.
+        samples: Calibration inputs `(samples, ...)`; a few hundred at least.
+        settings: How.
+        teacher: Float graph that yields the targets, with the same names at the cuts; `graph` when None. Another one
+            makes sense where `graph` was changed in a way that costs accuracy, such as GELU to ReLU.
+        progress: Called with the number of steps done.
+
+    Raises:
+        UsageError: Activations are quantized at run time, where there are no scales to learn.
+        ModelError: The graph cannot be cut.
+        DataError: There are fewer than two samples.
+    """
+    if legalized.simulation is not legalized.emission:
+        raise UsageError(
+            "grids chosen at run time cannot be learned",
+            code="EQ-U321",
+            hint="use --scheme static or integer",
+        )
+    if len(samples) < 2:
+        raise DataError(f"{len(samples)} samples are too few to learn from", code="EQ-D320", hint="give hundreds")
+    work = _Work(graph, legalized, placement, samples, settings or Reconstruction(), teacher or graph, progress)
+    return work.run()
+
+
+def reconstructed(legalized: Legalized, found: Reconstructed) -> Legalized:
+    """The legalized graph with learned codes, grids and biases.
+
+    Args:
+        legalized: What the reconstruction started from; not changed.
+        found: Its result.
+    """
+    emission = copy.deepcopy(legalized.emission)
+    nodes = {n.name: n for n in emission.graph.nodes}
+    tensors = dict(legalized.plan.tensors)
+    for name, qparams in found.activations.items():
+        tensors[name] = replace(tensors[name], qparams=qparams, provenance=f"{tensors[name].provenance}, then learned")
+        for quantized in [u for u in nodes[name].users if _is_quantize(u)]:
+            for pair in (quantized, *quantized.users):
+                pair.update_arg(1, float(qparams.scale))
+                pair.update_arg(2, int(qparams.zero_point))
+    for name, solved in found.weights.items():
+        attribute = _weight_path(nodes[name])
+        apply_solved(emission, nodes[name], attribute, solved)
+        stored = tensors[attribute]
+        digest = codes_hash(solved.codes.numpy())
+        rounding = f"{stored.rounding}, {solved.note}"
+        tensors[attribute] = replace(stored, qparams=solved.qparams, rounding=rounding, codes_sha256=digest)
+        _set_weight_grid(emission, nodes[name], solved.qparams)
+    emission.recompile()
+    plan = QuantPlan(legalized.plan.scheme, tensors, legalized.plan.ops)
+    return Legalized(plan, emission, emission, legalized.absorbed)
+
+
+class _Work:
+    """The float teacher and the quantized student, and what was learned so far."""
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        legalized: Legalized,
+        placement: Placement,
+        samples: Tensor,
+        settings: Reconstruction,
+        teacher: fx.GraphModule,
+        progress: Advance | None,
+    ) -> None:
+        self.settings, self.samples, self.progress = settings, samples, progress
+        self.graph, self.plan, self.placement = graph, legalized.plan, placement
+        self.student, self.scales = _student(legalized, placement)
+        self.teacher = copy.deepcopy(teacher)
+        self.one_by_one = False
+        try:
+            self.student = batched(self.student, (samples[:1],))
+            self.teacher = batched(self.teacher, (samples[:1],))
+            self.scales = {g: self.student.get_submodule(_module_name(g)) for g in self.scales}  # type: ignore[misc]
+        except ModelError:
+            self.one_by_one = True
+        self.nodes = {n.name: n for n in self.student.graph.nodes}
+        layers = {name: path for name, path in placement.weights.items() if _weight_path(self.nodes[name])}
+        self.blocks = blocks_of(graph, frozenset(layers), max_layers=settings.max_layers)
+        self.latent: dict[str, Tensor] = {}
+        self.codes: dict[str, tuple[Tensor, QParams]] = {}
+        for name, path in layers.items():
+            qparams = self.plan.tensors[path].uniform
+            weight = parameter(self.graph, _node(graph, name), "weight")
+            assert weight is not None
+            self.codes[path] = (quantize(fetch(self.student, path), qparams), qparams)
+            self.latent[path] = weight
+        self.touched: dict[str, str] = {}
+        self.fits: dict[str, FitResult] = {}
+        self._deadline = None if settings.budget_seconds is None else time.monotonic() + settings.budget_seconds
+
+    def run(self) -> Reconstructed:
+        settings = self.settings
+        stages = (len(self.blocks) if settings.blocks else 0) + (len(self.blocks) if settings.joint else 0)
+        if settings.blocks is not None:
+            exact = rough = self.samples
+            for block in self.blocks:
+                exact, rough = self._block(block, exact, rough, settings.blocks, stages)
+                stages -= 1
+        if settings.joint is not None:
+            first, last = self.blocks[0], self.blocks[-1]
+            layers = tuple(name for b in self.blocks for name in b.layers)
+            self._block(
+                Block(first.source, last.result, layers), self.samples, self.samples, settings.joint, 1, "joint"
+            )
+        return self._result()
+
+    def _block(
+        self, block: Block, exact: Tensor, rough: Tensor, effort: Effort, stages: int, name: str = ""
+    ) -> tuple[Tensor, Tensor]:
+        """Train one block; what it gives in the float and in the quantized network."""
+        student = extract(self.student, block.source, block.result)
+        targets = self._apply(extract(self.teacher, block.source, block.result), exact)
+        roundings = self._roundings(block, effort)
+        biases = self._biases(block) if effort.learn_biases else {}
+        if roundings or biases:
+            data = BlockData((exact,), (rough,), targets)
+            fit = effort.settings.fit
+            if self._deadline is not None:
+                fit = replace(fit, budget_seconds=max(0.0, self._deadline - time.monotonic()) / max(stages, 1))
+            path = None if self.settings.folder is None else self.settings.folder / f"{name or block.result}.pt"
+            self.fits[name or block.result] = reconstruct_block(
+                student,
+                data,
+                {**roundings, **biases},
+                loss=self._loss(block, effort, targets, joint=name == "joint"),
+                settings=replace(effort.settings, fit=fit, one_by_one=self.one_by_one),
+                path=path,
+                progress=self.progress,
+            )
+            self._keep(block, roundings, biases, effort)
+        return targets, self._apply(student, rough)
+
+    def _roundings(self, block: Block, effort: Effort) -> dict[str, SoftRounding]:
+        """One for each weight of the block that no block before it has learned."""
+        found: dict[str, SoftRounding] = {}
+        for name in block.layers:
+            path = _weight_path(self.nodes[name])
+            if path in found or len({u for n in _readers(self.student, path) for u in n.users}) > 1:
+                continue
+            codes, qparams = self.codes[path]
+            found[path] = _KINDS[effort.rounding](_inside(self.latent[path], codes, qparams), qparams)
+        return found
+
+    def _biases(self, block: Block) -> dict[str, SoftRounding]:
+        found: dict[str, SoftRounding] = {}
+        for name in block.layers:
+            constant = argument(self.nodes[name], "bias")
+            if isinstance(constant, fx.Node) and constant.op == "get_attr" and len(constant.users) == 1:
+                path = str(constant.target)
+                found[path] = LearnedBias(
+                    fetch(self.student, path), fetch(self.student, _weight_path(self.nodes[name]))
+                )
+        return found
+
+    @torch.no_grad()
+    def _keep(
+        self, block: Block, roundings: Mapping[str, SoftRounding], biases: Mapping[str, SoftRounding], effort: Effort
+    ) -> None:
+        """Put what was learned into the student."""
+        for path, rounding in roundings.items():
+            self.codes[path] = (rounding.codes(), rounding.qparams())
+            if isinstance(rounding, StraightThrough):
+                self.latent[path] = rounding.target + rounding.shift.detach() * rounding.grid.scale
+            _assign(self.student, path, dequantize(*self.codes[path]))
+        for path, bias in biases.items():
+            if bool(torch.cat([p.flatten() for p in bias.parameters()]).any()):  # else its own values are finer
+                _assign(self.student, path, bias.weight())
+        for name in block.layers:
+            if _weight_path(self.nodes[name]) in roundings:
+                self.touched[name] = f"{effort.rounding} in blocks"
+
+    def _loss(self, block: Block, effort: Effort, targets: Tensor, *, joint: bool) -> ReconstructionLoss:
+        """The loss of a block, with what lies behind it in the float network."""
+        end = self.blocks[-1].result
+        logits = targets.dim() == 2
+        if block.result == end:
+            if not logits:
+                return mse
+            prediction = PredictionDifference(nn.Identity(), targets, temperature=1.0)
+            return LossSum.of((1.0, prediction), (0.1 if joint else 1.0, mse))
+        if effort.loss == "mse":
+            return mse
+        if effort.loss == "fisher":
+            suffix = extract(self.teacher, block.result, end)
+            suffix.requires_grad_(False)
+            return ImportanceLoss(fisher_diagonal(suffix, targets).mean(0, keepdim=True))
+        feature = self.blocks[-1].source
+        if block.result == feature:
+            return mse
+        suffix = extract(self.teacher, block.result, feature)
+        suffix.requires_grad_(False)
+        return global_local(suffix, self._apply(suffix, targets))
+
+    @torch.no_grad()
+    def _apply(self, part: nn.Module, inputs: Tensor) -> Tensor:
+        return torch.cat([part(x) for x in torch.split(inputs, 1 if self.one_by_one else _BATCH)])
+
+    def _result(self) -> Reconstructed:
+        weights = {}
+        for name, note in self.touched.items():
+            codes, qparams = self.codes[_weight_path(self.nodes[name])]
+            bias = parameter(self.student, self.nodes[name], "bias")
+            weights[name] = Solved(qparams, codes, None if bias is None else bias.clone(), note)
+        groups = self.placement.groups
+        activations = {
+            tensor: module.qparams()
+            for group, module in self.scales.items()
+            if bool(module.log_factor.any())
+            for tensor in self.placement.specs
+            if groups[tensor] == group
+        }
+        inside = {name for block in self.blocks for name in block.layers}
+        left = tuple(name for name in self.placement.weights if name not in inside)
+        return Reconstructed(weights, activations, self.fits, left)
+
+
+class LearnedBias(StraightThrough):
+    """A bias as something to learn: on so fine a grid that rounding does not matter.
+
+    Args:
+        bias: `(O,)`.
+        weight: Of the same layer, `(O, ...)`: tells how large a change is.
+    """
+
+    def __init__(self, bias: Tensor, weight: Tensor) -> None:
+        size = max(float(bias.abs().max()), float(weight.flatten(1).norm(dim=1).max()), 1e-6)
+        spec = QuantSpec(16, symmetric=True, granularity=PerTensor())
+        super().__init__(bias, QParams(spec, 2 * size / spec.qmax, 0))  # type: ignore[arg-type]
+        self._rate = _BIAS_RATE * float(weight.flatten(1).norm(dim=1).mean()) * spec.qmax / (2 * size)
+
+    def learning_rate(self, iterations: int) -> float:
+        """A share of what inputs of size 1 give, in steps of the grid."""
+        del iterations
+        return max(self._rate, 1e-6)
+
+
+class FixedGrid(nn.Module):
+    """A grid that is not learned; gradients pass where it does not clip.
+
+    Args:
+        qparams: The grid.
+    """
+
+    def __init__(self, qparams: QParams) -> None:
+        super().__init__()
+        self.grid = qparams
+        scale, zero, spec = float(qparams.scale), int(qparams.zero_point), qparams.spec
+        self._ends = (scale * (spec.qmin - zero), scale * (spec.qmax - zero))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` on the grid."""
+        inside = x.clamp(*self._ends)
+        return inside + (fake_quantize(x, self.grid) - inside).detach()
+
+
+def _student(legalized: Legalized, placement: Placement) -> tuple[fx.GraphModule, dict[str, LearnedScale]]:
+    """A copy of the emission graph with a module for each activation's grid, and weights without any.
+
+    Values that only move (reshape, transpose) lie on their grid already and get no second module.
+    """
+    gm = copy.deepcopy(legalized.emission)
+    scales: dict[str, LearnedScale] = {}
+    for node in list(gm.graph.nodes):
+        if not _is_quantize(node):
+            continue
+        (restored,) = node.users
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        entry = legalized.plan.tensors.get(source.name)
+        if source.op == "get_attr":
+            if str(source.target) not in placement.weights.values():
+                continue  # an exact constant
+            restored.replace_all_uses_with(source)
+        elif _carried(source, placement):
+            restored.replace_all_uses_with(source)
+        elif entry is not None:
+            group = placement.groups[source.name]
+            if group not in scales:
+                module = FixedGrid(entry.uniform) if group in placement.fixed else LearnedScale(entry.uniform)
+                gm.add_submodule(_module_name(group), module)
+                if isinstance(module, LearnedScale):
+                    scales[group] = module
+            with gm.graph.inserting_after(source):
+                new = gm.graph.call_module(_module_name(group), (source,))
+            restored.replace_all_uses_with(new)
+        gm.graph.erase_node(restored)
+        gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+    gm.graph.lint()
+    gm.recompile()
+    return gm, scales
+
+
+def _carried(node: fx.Node, placement: Placement) -> bool:
+    """Whether a value lies on its grid because all it was made of does, and it was only moved."""
+    if node.name in placement.ops or node.name not in placement.produced:
+        return False
+    sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+    return bool(sources) and all(
+        n.op == "call_module" or (n.name in placement.groups and _carried(n, placement)) for n in sources
+    )
+
+
+def _module_name(group: str) -> str:
+    return f"grid_of_{group}"
+
+
+def _is_quantize(node: fx.Node) -> bool:
+    return node.op == "call_function" and str(node.target).startswith("quantized_decomposed.quantize_per_")
+
+
+def _weight_path(node: fx.Node) -> str:
+    """Attribute path of a layer's weight, also behind its grid."""
+    source: Any = node.args[1]
+    while isinstance(source, fx.Node) and source.op != "get_attr":
+        source = source.args[0]
+    return str(source.target)
+
+
+def _readers(gm: fx.GraphModule, path: str) -> list[fx.Node]:
+    return [n for n in gm.graph.nodes if n.op == "get_attr" and n.target == path]
+
+
+def _node(gm: fx.GraphModule, name: str) -> fx.Node:
+    found: fx.Node = next(n for n in gm.graph.nodes if n.name == name)
+    return found
+
+
+def _inside(weight: Tensor, codes: Tensor, qparams: QParams) -> Tensor:
+    """The weight, or where its code is another, the nearest value that is rounded to the code."""
+    centre = dequantize(codes, qparams)
+    step = dequantize(codes + 1, qparams) - centre
+    return torch.maximum(torch.minimum(weight, centre + _INSIDE * step), centre - _INSIDE * step)
+
+
+def _assign(gm: fx.GraphModule, path: str, value: Tensor) -> None:
+    """Overwrite a constant; extracted parts of the graph see it, for they hold the same tensor."""
+    fetch(gm, path).copy_(value.reshape(fetch(gm, path).shape))
+
+
+def _set_weight_grid(gm: fx.GraphModule, layer: fx.Node, qparams: QParams) -> None:
+    """Write a weight's scales and zero points where the graph has them."""
+    restored = layer.args[1]
+    assert isinstance(restored, fx.Node)
+    quantized = restored.args[0]
+    assert isinstance(quantized, fx.Node)
+    for position, values in ((1, qparams.scale), (2, qparams.zero_point)):
+        holder = quantized.args[position]
+        if isinstance(holder, fx.Node):
+            fetch(gm, str(holder.target)).copy_(torch.from_numpy(values))
+        else:
+            for node in (quantized, restored):
+                node.update_arg(position, values.item())
