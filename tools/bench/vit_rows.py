@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 
 from torch import Tensor, fx
@@ -21,6 +22,7 @@ from edgeq.graph.transforms.probabilities import split_probabilities
 from edgeq.graph.transforms.reparameterize import reparameterize
 from edgeq.graph.transforms.rotate import rotate_streams
 from edgeq.graph.transforms.smooth import smooth, smoothing_tensors
+from edgeq.graph.transforms.transformer import HEADS_EVERY
 from edgeq.recipe import transform_graph
 from edgeq.spec import QuantSpec
 
@@ -128,7 +130,9 @@ def build_up(gm: fx.GraphModule, batches: Batches, steps: int, seed: int = 0) ->
         if steps >= 4:
             balance_hidden(gm, seen)
             balance_stems(gm, {name: seen[name] for name in stems})
-        scale_heads(gm, _statistics(gm, head_tensors(gm), batches))
+        axes = head_tensors(gm)
+        few = islice(batches(), 0, None, HEADS_EVERY)
+        scale_heads(gm, channel_statistics(gm, list(axes), few, axes) if axes else {})
     if steps >= 5:
         split_probabilities(gm)
 

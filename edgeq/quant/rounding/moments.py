@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgeq.errors import DataError, InternalError, UsageError
 
-_ROWS_AT_ONCE = 4096  # bounds the memory of the float64 copies
+_ROWS_AT_ONCE = 4096  # bounds the memory of the copies
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +68,9 @@ class Moments:
         total = cls.empty(xq.shape[1])
         for start in range(0, xq.shape[0], _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            q = xq[part].detach().to(torch.float64)
-            d = None if x is None else x[part].detach().to(torch.float64) - q
-            w = None if weights is None else weights[part].detach().to(torch.float64)
+            q = xq[part].detach().to(torch.float32)
+            d = None if x is None else x[part].detach().to(torch.float32) - q
+            w = None if weights is None else weights[part].detach().to(torch.float32)
             total = total.merge(_sums(q, d, w))
         return total
 
@@ -221,23 +221,24 @@ def all_rows(moments: Moments | LayerMoments) -> Moments:
 
 
 def _sums(q: Tensor, d: Tensor | None, w: Tensor | None) -> Moments:
-    """The moments of a block of rows, all float64.
+    """The moments of a block of float32 rows.
 
-    The large products run in float32, which halves their time, about the mean of the block, so that no precision is
-    lost to an offset; everything else is float64.
+    Products run in float32, about the mean of the block, so that no precision is lost to an offset; the blocks are
+    summed in float64.
     """
-    mass = float(q.shape[0]) if w is None else float(w.sum())
-    mean = q.mean(0) if w is None or mass <= 0 else w @ q / mass
-    centred = q - mean
+    mass = float(q.shape[0]) if w is None else float(w.sum(dtype=torch.float64))
+    weighted = q if w is None else q * w[:, None]
+    middle = (weighted.sum(0, dtype=torch.float64) / mass if mass > 0 else torch.zeros(q.shape[1])).float()
+    centred = q - middle
     weighted = centred if w is None else centred * w[:, None]
-    rest = weighted.sum(0)
-    gram = (weighted.float().T @ centred.float()).double()
+    mean, rest = middle.double(), weighted.sum(0, dtype=torch.float64)
+    gram = (weighted.T @ centred).double()
     gram = (gram + gram.T) / 2 + mass * torch.outer(mean, mean) + torch.outer(mean, rest) + torch.outer(rest, mean)
     if d is None:
         drift, sum_drift = torch.zeros_like(gram), torch.zeros_like(mean)
     else:
-        sum_drift = d.sum(0) if w is None else w @ d
-        drift = (weighted.float().T @ d.float()).double() + torch.outer(mean, sum_drift)
+        sum_drift = (d if w is None else d * w[:, None]).sum(0, dtype=torch.float64)
+        drift = (weighted.T @ d).double() + torch.outer(mean, sum_drift)
     return Moments(gram, drift, rest + mass * mean, sum_drift, q.shape[0], mass)
 
 
