@@ -7,8 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long a machine takes says nothing about the code: a busy one must not fail a property.
+settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edgeq")
 
 
 @pytest.fixture(scope="session")
