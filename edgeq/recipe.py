@@ -50,12 +50,13 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str) -> Recipe:
     """
     best_transform, best_rounding = _BEST[scheme]
     weight_bits, activation_bits = split_bits(bits)
+    ranges = "minmax" if activation_bits >= 8 else "mse"  # few codes are better spent where most values are
     if method == "auto":
-        transform, observer = best_transform, "minmax"
+        transform, observer = best_transform, ranges
         if scheme == "dynamic" and weight_bits < 8:
             transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):
-        transform, observer = method, "minmax"
+        transform, observer = method, ranges
     else:
         transform, observer, best_rounding = "none", method, "nearest"
     precision = Precision(weight_bits, activation_bits, observer, products_only=transform == "transformer")

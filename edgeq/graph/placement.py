@@ -15,6 +15,9 @@ from torch import Tensor, fx
 from edgeq.graph.kinds import op_kind
 from edgeq.spec import Mode, OpPlan, QuantConfig, QuantSpec
 
+DICTATED_BITS = 8
+"""Width of the grids in `BackendRules.fixed`."""
+
 
 @dataclass(frozen=True)
 class BackendRules:
@@ -113,7 +116,7 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
                 groups.join(operand.name, node.name)
     fixed = {groups.find(n.name): rules.fixed[op_kind(n)] for n in static if op_kind(n) in rules.fixed}
     centred = {groups.find(n.args[i].name) for n in static for i in rules.symmetric.get(op_kind(n), ())} - set(fixed)
-    specs = {n: replace(s, symmetric=True) if groups.find(n) in centred else s for n, s in specs.items()}
+    specs = _shared(specs, groups, fixed, centred)
     return Placement(
         ops=ops,
         weights=weights,
@@ -123,6 +126,22 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
         fixed=fixed,
         absorbed=frozenset(n.name for n in absorbed if ops[n.name].mode != "float"),
     )
+
+
+def _shared(
+    specs: Mapping[str, QuantSpec], groups: _Groups, fixed: Mapping[str, tuple[float, int]], centred: set[str]
+) -> dict[str, QuantSpec]:
+    """One spec per group: the narrowest wish of its members; 8 bits where the runtime dictates the grid."""
+    narrowest: dict[str, QuantSpec] = {}
+    for name, spec in specs.items():
+        root = groups.find(name)
+        narrowest[root] = _narrower(narrowest.get(root), spec)
+    for root in narrowest:
+        if root in fixed:
+            narrowest[root] = replace(narrowest[root], bits=DICTATED_BITS)
+        elif root in centred:
+            narrowest[root] = replace(narrowest[root], symmetric=True)
+    return {name: narrowest[groups.find(name)] for name in specs}
 
 
 def _narrower(first: QuantSpec | None, second: QuantSpec) -> QuantSpec:

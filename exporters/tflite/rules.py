@@ -5,6 +5,8 @@ Measured with ai-edge-litert 2.3.0 and litert-torch 0.10.0; `tests/parity` repea
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgeq.errors import UsageError, unknown_name
 from edgeq.graph.placement import BackendRules
 from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
@@ -50,7 +52,7 @@ def tflite_config(scheme: str, precision: Precision) -> QuantConfig:
     Args:
         scheme: One of the three.
         precision: Widths and range estimator. The kernels are those of 8-bit activations and of weights of 4 and 8
-            bits; other widths can be simulated.
+            bits; other widths can be simulated. With fewer activation bits, what no product reads keeps 8.
 
     Raises:
         UsageError: Another scheme.
@@ -71,7 +73,9 @@ def tflite_config(scheme: str, precision: Precision) -> QuantConfig:
     layers = ("linear", "conv2d")
     table = layers if precision.products_only else (*layers, "gelu")
     kinds = {"dynamic": layers, "static": table, "integer": _PRODUCTS}[scheme]
-    rules = [QuantRule(op=kind, mode=mode) for kind in kinds]
+    # Papers that say W4A4 quantize what products read; their results have a grid as well in an integer kernel.
+    result = replace(activation, bits=max(8, precision.activation_bits))
+    rules = [QuantRule(op=kind, mode=mode, output=result) for kind in kinds]
     if scheme == "integer":
         rules = [QuantRule(reason=_BETWEEN), *rules]
     return QuantConfig(OpConfig("float", weight, activation), tuple(rules))

@@ -89,6 +89,12 @@ def widths(graph: fx.GraphModule, scheme: str, precision: Precision | None) -> d
     return found
 
 
+def test_few_codes_are_spent_where_most_values_are() -> None:
+    assert recipe_for("auto", "auto", "w4a8", "integer").precision.observer == "minmax"
+    assert recipe_for("auto", "auto", "w4a4", "integer").precision.observer == "mse"
+    assert recipe_for("minmax", "auto", "w4a4", "integer").precision.observer == "minmax"
+
+
 @pytest.mark.parametrize("scheme", ["dynamic", "static", "integer"])
 def test_first_and_last_layer_keep_eight_bits(graph: fx.GraphModule, scheme: str) -> None:
     assert set(widths(graph, scheme, None).values()) == {(8, 8)}
@@ -100,7 +106,8 @@ def test_the_activations_of_the_ends_keep_eight_bits_too(graph: fx.GraphModule) 
     _, placement = place_scheme(graph, get_exporter("tflite"), "integer", Precision(4, 4, products_only=True))
     bits = {name: spec.bits for name, spec in placement.specs.items()}
     assert bits["first"] == bits["last"] == 8
-    assert bits["middle"] == 4
+    assert bits["mean"] == 4  # read by the layer in the middle
+    assert bits["middle"] == 8  # read by GELU, which is no product
 
 
 def test_a_single_layer_is_first_and_last() -> None:

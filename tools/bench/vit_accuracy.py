@@ -4,8 +4,7 @@
 
 `CIFAR10_FOLDER` holds `train.npz` (calibration) and `test.npz` (1000 images, never calibrated on). Every row is kept
 as soon as it is measured, so an interrupted run continues. Only products run on grids (`Precision.products_only`); the
-first and the last layer keep 8 bits. `outputs` says what the results of products are on: `bits`, the same width as the
-operands, or `8`, where no product reads them, as papers count (there they are float).
+first and the last layer keep 8 bits, and so do results that no product reads, which papers leave in float.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from edgeq.exporters import get_exporter
 from edgeq.graph.batch import batched
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.legalize import Legalized, legalize, observed
-from edgeq.graph.placement import Placement, data_operands
+from edgeq.graph.placement import Placement
 from edgeq.graph.reconstruct import Effort, Loss, Reconstruction, reconstruct, reconstructed
 from edgeq.graph.solve import Rounding
 from edgeq.metrics import bootstrap_difference
@@ -69,7 +68,6 @@ class Method:
         transform: See `edgeq.recipe.Recipe`.
         rounding: Key of `ROUNDERS`.
         ranges: Estimator of activation ranges.
-        outputs: `bits` or `8`, see above.
         attention: Kind of grid and correction of the attention probabilities, such as `adalog:row_sum`; empty for the
             uniform grids of the plan.
         blocks: Steps of the reconstruction of each block; 0 for none.
@@ -79,7 +77,6 @@ class Method:
     transform: str = "transformer"
     rounding: str = "gptq"
     ranges: str = "minmax"
-    outputs: str = "bits"
     attention: str = ""
     blocks: int = 0
     loss: Loss = "mse"
@@ -92,24 +89,22 @@ def methods() -> dict[str, Method]:
     def add(method: Method) -> None:
         blocks = f"blocks-{method.blocks}-{method.loss}" if method.blocks else ""
         parts = [method.transform, method.rounding, method.ranges, method.attention, blocks]
-        name = "+".join(p for p in parts if p) + ("+outputs8" if method.outputs == "8" else "")
-        found[name] = method
+        found["+".join(p for p in parts if p)] = method
 
-    for outputs in ("bits", "8"):
-        for rounding in ("gptq", "coordinate", "erq", "decoupleq", "nearest"):
-            add(Method("transformer", rounding, "mse", outputs))
+    for rounding in ("gptq", "coordinate", "erq", "decoupleq"):
+        add(Method("transformer", rounding, "mse"))
     for rounding in ("coordinate", "erq", "decoupleq"):
         add(Method("rotate", rounding, "mse"))
     for loss in _LOSSES:
         add(Method("rotate", "gptq", "mse", blocks=80, loss=loss))
     for transform in ("transformer", "rotate", "none"):
-        for outputs in ("bits", "8"):
-            add(Method(transform, "gptq", "mse", outputs))
+        for rounding, ranges in (("gptq", "minmax"), ("gptq", "mse")):
+            add(Method(transform, rounding, ranges))
         for ranges in ("minmax", "percentile:0.9999", "mse"):
             add(Method(transform, "nearest", ranges))
     for kind in ("uniform", "adalog", "log2", "tan", "sulq_table"):
         for renorm in ("none", "row_sum"):
-            add(Method("transformer", "gptq", "mse", "8", f"{kind}:{renorm}"))
+            add(Method("transformer", "gptq", "mse", f"{kind}:{renorm}"))
     return found
 
 
@@ -156,7 +151,7 @@ class Bench:
         graph = self.transformed(method.transform)
         precision = Precision(bits, bits, method.ranges, products_only=True)
         config, placement = place_scheme(graph, self.exporter, "integer", precision)
-        return graph, config, wide_outputs(graph, placement) if method.outputs == "8" else placement
+        return graph, config, placement
 
     def reconstructed(self, method: Method, bits: int, legalized: Legalized) -> Legalized:
         """The quantized graph after block reconstruction on training images."""
@@ -178,24 +173,6 @@ class Bench:
             kind, renorm = method.attention.split(":")
             code_attention(found.simulation, graph, self.calibration[:32], kind, renorm, bits)
         return found
-
-
-def wide_outputs(graph: fx.GraphModule, placement: Placement) -> Placement:
-    """The placement with 8 bits for results that no product reads: scores, contexts in parts, and what joins a stream.
-
-    Papers that say W4A4 quantize the operands of products only; an integer kernel has results on a grid as well.
-    """
-    read: set[str] = set()
-    for node in graph.graph.nodes:
-        op = placement.ops.get(node.name)
-        if op is not None and op.mode == "static" and node.name not in placement.absorbed:
-            operands = data_operands(node, node.name in placement.weights)
-            read |= {placement.groups[n.name] for n in operands if n.name in placement.groups}
-    specs = {
-        name: spec if placement.groups[name] in read else replace(spec, bits=max(8, spec.bits))
-        for name, spec in placement.specs.items()
-    }
-    return replace(placement, specs=specs)
 
 
 def code_attention(

@@ -79,6 +79,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             "`transformer`, GPTQ without retargeting", _WHOLE, rounding="gptq", retarget=False
         ),
         "transformer-gptq": Row("`transformer`, GPTQ", _WHOLE, rounding="gptq"),
+        "transformer-gptq-mse": Row("`transformer`, GPTQ, least squared error", _WHOLE, "mse", "gptq"),
         "float-free": Row(
             "the same without a float operation, 16 bits between products", _WHOLE, rounding="gptq", float_free=True
         ),

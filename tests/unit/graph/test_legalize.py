@@ -16,7 +16,7 @@ from edgeq.graph.legalize import Legalized, dynamic_fake_quantize, legalize, obs
 from edgeq.models.vit_nano import Block
 from edgeq.quant.calibrator import calibrate
 from edgeq.recipe import place_scheme
-from edgeq.spec import QuantPlan, codes_hash
+from edgeq.spec import Precision, QuantPlan, codes_hash
 
 
 class Branches(nn.Module):
@@ -158,3 +158,48 @@ def test_dynamic_grid_holds_zero_and_spans_each_row() -> None:
     assert (quantized_rows - x).abs()[0].max() <= 4 / 255 / 2 + 1e-6
     assert (quantized_rows - x).abs()[1].max() <= 150 / 255 / 2 + 1e-4
     assert dynamic_fake_quantize(torch.zeros(1, 3), per_row=True).abs().max() == 0
+
+
+class Chain(nn.Module):
+    """Three products in a row, a reshape between the first two, a softmax before the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).reshape(1, 16, 8).transpose(1, 2))
+        return self.d(torch.softmax(self.c(y + x), -1))
+
+
+def low_bits(products_only: bool) -> tuple[fx.GraphModule, QuantPlan]:
+    torch.manual_seed(0)
+    shape, exporter = (1, 8, 16), get_exporter("tflite")
+    graph = capture(Chain().eval(), (torch.randn(shape),))
+    config, placement = place_scheme(graph, exporter, "integer", Precision(4, 4, products_only=products_only))
+    statistics = calibrate(graph, observed(graph, placement), [(torch.randn(shape),) for _ in range(3)])
+    return graph, legalize(graph, placement, config, exporter.rules, statistics, "integer").plan
+
+
+def test_only_what_a_product_reads_is_narrow() -> None:
+    """First and last layer keep 8 bits, b and c are the 4-bit ones."""
+    _, plan = low_bits(products_only=True)
+    bits = {name: t.bits for name, t in plan.tensors.items() if t.role == "activation"}
+    assert {bits[n] for n in ("a", "reshape", "transpose")} == {4}
+    assert bits["b"] == 8
+    assert bits["add"] == 4
+    assert bits["c"] == 8
+    assert bits["softmax"] == 8  # the last layer reads it
+
+
+def test_values_that_only_move_share_one_grid_of_one_width() -> None:
+    _, plan = low_bits(products_only=True)
+    moved = [plan.tensors[n].uniform for n in ("a", "reshape", "transpose")]
+    assert all(grid == moved[0] for grid in moved)
+
+
+def test_a_dictated_grid_keeps_its_width() -> None:
+    """1/256 with zero point -128 covers probabilities in 8 bits and nothing in 4."""
+    _, plan = low_bits(products_only=False)
+    grid = plan.tensors["softmax"].uniform
+    assert (grid.spec.bits, float(grid.scale), int(grid.zero_point)) == (8, 1 / 256, -128)
