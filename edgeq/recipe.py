@@ -84,7 +84,10 @@ def transform_graph(
 def place_scheme(
     graph: fx.GraphModule, exporter: Exporter, scheme: str, precision: Precision | None = None
 ) -> tuple[QuantConfig, Placement]:
-    """The placement of a scheme on an exporter's runtime; below 8 bits the first and the last layer keep 8.
+    """The placement of a scheme on an exporter's runtime.
+
+    Below 8 bits the first and the last layer keep 8, and of 4-bit weights those that the format cannot hold so: fewer
+    codes would cost accuracy and save nothing. (Other widths are for simulation; no format here stores them.)
 
     Args:
         graph: The graph that is quantized.
@@ -95,6 +98,7 @@ def place_scheme(
     wanted = precision or Precision()
     config = exporter.config(scheme, wanted)
     full = exporter.config(scheme, replace(wanted, weight_bits=8, activation_bits=8))
+    config = _keep_stored(config, full, exporter.rules) if wanted.weight_bits == 4 else config
     config = _keep_ends(graph, config, full, exporter.rules)
     return config, place(graph, config, exporter.rules)
 
@@ -113,6 +117,12 @@ def place_integer(
     full = integer_config(replace(wanted, weight_bits=8, activation_bits=8))
     config = _keep_ends(graph, integer_config(wanted), full, rules)
     return config, place(graph, config, rules), rules
+
+
+def _keep_stored(config: QuantConfig, full: QuantConfig, rules: BackendRules) -> QuantConfig:
+    """`config` with the 8-bit weights of `full` where the format has no others."""
+    kept = tuple(QuantRule(op=kind, weight=full.base.weight) for kind in rules.weighted if kind not in rules.int4)
+    return replace(config, rules=(*config.rules, *kept))
 
 
 def _keep_ends(graph: fx.GraphModule, config: QuantConfig, full: QuantConfig, rules: BackendRules) -> QuantConfig:

@@ -33,6 +33,7 @@ def integer_rules(graph: fx.GraphModule) -> BackendRules:
         same_scale=_SAME_SCALE,
         fixed={},
         fused=frozenset({"relu", "hardtanh"}),
+        int4=frozenset({"linear", "conv2d"}),
     )
 
 

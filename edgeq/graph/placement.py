@@ -33,6 +33,7 @@ class BackendRules:
         fixed: Kinds whose output grid the runtime dictates: scale and zero point.
         fused: Activations that the preceding weighted operation absorbs.
         symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0.
+        int4: Kinds whose weights the format holds in 4 bits.
     """
 
     name: str
@@ -44,6 +45,7 @@ class BackendRules:
     fixed: Mapping[str, tuple[float, int]]
     fused: frozenset[str]
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    int4: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ _WEIGHT_OPERAND = 1
 def pack_weights(path: Path, plan: QuantPlan) -> int:
     """Rewrite `path` so that the planned 4-bit weights of its fully connected layers take 4 bits each.
 
-    Convolutions stay at one byte a code: XNNPACK has no INT4 convolution, and the builtin kernel is 3 times slower.
     The arithmetic does not change: kernels widen the codes to 8 bits.
 
     Args:

@@ -146,3 +146,25 @@ def test_reasons_of_rules_follow_the_last_that_has_one_and_survive_json() -> Non
     assert reasons == {"a": "first", "b": "second", "bx": "second"}
     assert config.resolve("a", "linear").reason == "kept float by the scheme"
     assert QuantConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+class Deep(nn.Module):
+    """Three convolutions and three linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+        self.layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layers(self.convs(x).mean((2, 3)))
+        return result
+
+
+def test_a_width_that_the_file_cannot_hold_is_not_paid_for() -> None:
+    """TFLite's INT4 is for fully connected layers; 3 bits are simulation only, and for all kinds alike."""
+    graph = capture(Deep().eval(), (torch.randn(1, 3, 8, 8),))
+    four = widths(graph, "integer", Precision(4, 8))
+    assert [four[n][0] for n in sorted(four)] == [8, 8, 8, 4, 4, 8]
+    three = widths(graph, "integer", Precision(3, 8))
+    assert [three[n][0] for n in sorted(three)] == [8, 3, 3, 3, 3, 8]
