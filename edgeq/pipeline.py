@@ -28,6 +28,9 @@ from edgeq.session import Session, Stages, batches_of, build_scheme, prepare, re
 SCRATCH = ".scratch"
 DRY_RUN_SAMPLES = 1
 SECONDS_PER_TIMING = 20.0
+ALIKE = 1.05
+"""Ratio of times that nobody notices on a device, while decibels of fidelity are lost for good."""
+
 
 
 @dataclass(frozen=True)
@@ -166,19 +169,24 @@ def choose(
 
 
 def ranked(measured: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates from the fastest on; of those that cannot be told apart in speed, the most faithful first.
+    """Candidates from the fastest on; of those about as fast as the fastest left, the most faithful first.
 
-    Two candidates are apart when the 95 % intervals of their latency ratios do not overlap.
+    About as fast: the 95 % intervals of the latency ratios overlap, or the ratios are within `ALIKE` of each other.
     """
     left = sorted(measured, key=lambda c: c.latency.ratio if c.latency else float("inf"))
     order: list[Candidate] = []
     while left:
-        bound = left[0].latency.high if left[0].latency else float("inf")
-        tied = [c for c in left if c is left[0] or c.latency is None or c.latency.low <= bound]
+        tied = [c for c in left if c is left[0] or _alike(left[0], c)]
         tied.sort(key=lambda c: -c.worst_output.median if c.worst_output else float("inf"))
         order.append(tied[0])
         left.remove(tied[0])
     return order
+
+
+def _alike(fastest: Candidate, other: Candidate) -> bool:
+    if fastest.latency is None or other.latency is None:
+        return True
+    return other.latency.low <= fastest.latency.high or other.latency.ratio <= ALIKE * fastest.latency.ratio
 
 
 def _evaluate(session: Session, candidate: Candidate, stages: Stages) -> Evaluation | None:

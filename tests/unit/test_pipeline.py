@@ -57,8 +57,16 @@ def test_of_equally_fast_ones_the_most_faithful_comes_first() -> None:
 
 
 def test_a_chain_of_overlaps_does_not_promote_the_slowest() -> None:
-    chain = [candidate("a", 0.50, 20), candidate("b", 0.515, 21), candidate("c", 0.53, 22)]
+    chain = [candidate("a", 0.50, 20), candidate("b", 0.515, 21), candidate("c", 0.54, 22)]
     assert names(pipeline.ranked(chain))[0] == "b"
+
+
+def test_five_percent_of_time_are_not_worth_decibels() -> None:
+    """Apart beyond doubt: 0.280 and 0.290 with intervals of a thousandth."""
+    pair = [candidate("integer", 0.280, 28.3, spread=0.001), candidate("dynamic", 0.290, 33.0, spread=0.001)]
+    assert names(pipeline.ranked(pair)) == ["dynamic", "integer"]
+    pair[1] = candidate("dynamic", 0.300, 33.0, spread=0.001)
+    assert names(pipeline.ranked(pair)) == ["integer", "dynamic"]
 
 
 def test_judge_refuses_only_what_is_surely_slower() -> None:
