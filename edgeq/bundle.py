@@ -107,6 +107,8 @@ def manifest_of(
     config = {k: v for k, v in parts.config.to_dict().items() if k not in PRIVATE}
     inputs = {n: Path(config[n]).name for n in INPUTS if config[n] and Path(config[n]).exists()}
     config.update(inputs, scheme=parts.shipped.scheme)
+    if parts.shipped.learned is not None:  # minutes cannot be repeated, steps can
+        config.update(budget_minutes=None, learn_steps=parts.shipped.learned.steps)
     return Manifest(
         command=tuple(command),
         config=config,

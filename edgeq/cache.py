@@ -158,6 +158,37 @@ def store(key: str, statistics: Mapping[str, TensorStatistics], *, limit_bytes: 
     return True
 
 
+def journal_file(key: str) -> Path | None:
+    """Where measurements with this key are kept line by line; None where the cache cannot be written.
+
+    Args:
+        key: From `cache_key`.
+    """
+    path = cache_dir() / "sensitivity" / f"{key}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError:
+        return None
+    return path
+
+
+def work_folder(kind: str) -> Path | None:
+    """Folder for the unfinished or repeatable work of one kind; None where the cache cannot be written.
+
+    Files in it have a key of everything they depend on in their names, and nobody misses them when they are deleted.
+
+    Args:
+        kind: Name of the folder.
+    """
+    folder = cache_dir() / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
 def _path(key: str) -> Path:
     return cache_dir() / "calibration" / f"{key}.npz"
 

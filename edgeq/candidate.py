@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,19 @@ from edgeq.devices.base import Execution
 from edgeq.devices.timing import PairedLatency, Runs, paired_latency
 from edgeq.exporters.base import Exporter, ReadBack
 from edgeq.graph.layers import LayerFidelity, layer_fidelity
+from edgeq.graph.learn import Learned
 from edgeq.graph.legalize import Legalized, legalize
+from edgeq.graph.placement import Placement
 from edgeq.graph.solve import Rounding
+from edgeq.graph.widths import WidthChoice
 from edgeq.metrics import Summary, sqnr_db, summarize
 from edgeq.quant.statistics import TensorStatistics
 from edgeq.recipe import Recipe, place_scheme
 from edgeq.spec import QuantPlan
 
 Arrays = tuple[NDArray[np.float32], ...]
+Learn = Callable[[fx.GraphModule, Legalized, Placement], tuple[Legalized, Learned]]
+"""Learns codes, grids and biases of a legalized graph: `(float graph, legalized, placement)`."""
 
 SIMULATED = 4  # samples on which the simulation is run beside the artifact
 RANKED = 5  # layers named in evidence and messages
@@ -47,6 +52,8 @@ class Candidate:
         latency: Paired with the float file, or None when not timed.
         execution: What the runtime made of the file, or None before it ran.
         layers: Quantized operations, the largest own error first.
+        widths: How a budget of bytes was spent.
+        learned: What was learned after rounding.
         rejected: Why it cannot ship; empty when it can.
     """
 
@@ -61,6 +68,8 @@ class Candidate:
     latency: PairedLatency | None = None
     execution: Execution | None = None
     layers: Sequence[LayerFidelity] = ()
+    widths: WidthChoice | None = None
+    learned: Learned | None = None
     rejected: tuple[str, ...] = ()
 
     @property
@@ -80,6 +89,8 @@ class Candidate:
             "fidelity_sqnr_db": {k: v.to_dict() for k, v in self.fidelity.items()},
             "simulated_sqnr_db": self.simulated_db,
             "latency": None if self.latency is None else self.latency.to_dict(),
+            "widths": None if self.widths is None else self.widths.to_dict(),
+            "learned": None if self.learned is None else self.learned.to_dict(),
             "partitions": self.execution.partitions if self.execution else 0,
             "execution": self.execution.to_dict() if self.execution else None,
             "file": self.read_back.to_dict(),
@@ -109,6 +120,7 @@ def build(
     rounding: Rounding,
     notes: Sequence[str],
     folder: Path,
+    learn: Learn | None = None,
 ) -> tuple[Candidate, Legalized]:
     """Legalize, emit and read back one candidate in `folder`; its graphs are returned apart, they are large.
 
@@ -121,10 +133,14 @@ def build(
         rounding: The recipe's rounder, with the samples it may need.
         notes: What the recipe's transforms did, for the plan.
         folder: Where to write.
+        learn: What follows the rounding, if anything.
     """
     config, placement = place_scheme(graph, exporter, scheme, recipe.precision)
     legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme, rounding)
     legalized = replace(legalized, plan=replace(legalized.plan, notes=tuple(notes)))
+    learned = None
+    if learn is not None:
+        legalized, learned = learn(graph, legalized, placement)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / exporter.file_name
     exporter.emit(legalized.emission, example_of(graph), legalized.plan, path)
@@ -136,7 +152,16 @@ def build(
         rejected.append(f"{len(read_back.extra)} integer weights in the file nobody planned: {read_back.extra[0]}, ...")
     if not legalized.plan.weights():
         rejected.append("no layer of this model has a weight that could be quantized")
-    candidate = Candidate(scheme, path, model_bytes(path), legalized.plan, read_back, recipe, rejected=tuple(rejected))
+    candidate = Candidate(
+        scheme,
+        path,
+        model_bytes(path),
+        legalized.plan,
+        read_back,
+        recipe,
+        learned=learned,
+        rejected=tuple(rejected),
+    )
     return candidate, legalized
 
 
@@ -203,14 +228,17 @@ def measure_latency(
     return replace(candidate, latency=latency)
 
 
-def judge(candidate: Candidate, min_sqnr_db: float) -> Candidate:
+def judge(candidate: Candidate, min_sqnr_db: float, budget_kb: float | None = None) -> Candidate:
     """Add the reasons why a measured candidate cannot ship, naming the operations responsible.
 
     Args:
         candidate: Measured.
         min_sqnr_db: Floor of the median SQNR of its worst output.
+        budget_kb: Largest size in kB.
     """
     rejected = list(candidate.rejected)
+    if budget_kb is not None and candidate.bytes > 1000 * budget_kb:
+        rejected.append(f"its file of {candidate.bytes / 1000:.1f} kB is over the budget of {budget_kb:g} kB")
     worst = candidate.worst_output
     if worst is not None and not worst.median >= min_sqnr_db:
         names = ", ".join(f"{r.name} ({r.own_db:.1f} dB)" for r in candidate.layers[:3])

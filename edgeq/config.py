@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.config_keys import KEYS, PATHS
+from edgeq.config_keys import KEYS, MIXED, PATHS
 from edgeq.errors import EdgeqError, UsageError, nearest
 
 if sys.version_info >= (3, 11):
@@ -40,7 +40,10 @@ class ExportConfig:
         family: Family of a model file, where it cannot be inferred.
         weights: Checkpoint to load into a named architecture.
         format: Artifact format, or `auto` for the target's first.
-        bits: Widths of weights and activations.
+        bits: Widths of weights and activations, or `mixed` for the best ones within `budget_kb`.
+        budget_kb: Largest size of the model file in kB (1000 bytes).
+        budget_minutes: Time to learn roundings and grids block by block after the rounding, per export.
+        learn_steps: The same in steps of each block, which can be repeated exactly.
         scheme: What runs as integers; `auto` measures the candidates and ships the best.
         method: How tensors are made to fit their grids, and how ranges are chosen.
         rounding: How weights are rounded.
@@ -68,6 +71,9 @@ class ExportConfig:
     weights: Path | None = None
     format: str = "auto"
     bits: str = "w8a8"
+    budget_kb: float | None = None
+    budget_minutes: float | None = None
+    learn_steps: int | None = None
     scheme: str = "auto"
     method: str = "auto"
     rounding: str = "auto"
@@ -90,6 +96,12 @@ class ExportConfig:
             value = getattr(self, key.name)
             if value is not None or key.name in _REQUIRED:
                 object.__setattr__(self, key.name, _checked(key.name, value, key.name))
+        if self.bits == MIXED and self.budget_kb is None:
+            raise UsageError(
+                "--bits mixed spends a budget, and there is none",
+                code="EQ-U331",
+                hint="add --budget-kb N; sizes of --bits w8a8 and w4a8 are the ends of what is possible",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; paths with forward slashes."""

@@ -16,7 +16,8 @@ from edgeq.errors import unknown_name
 FORMATS = ("auto", "tflite")
 SUFFIXES = MappingProxyType({".tflite": "tflite", ".xml": "openvino", ".onnx": "onnx"})
 """Format of a model file by its suffix; what belongs to it (the `.bin` of an `.xml`) has the same stem."""
-BITS = ("w8a8", "w4a8")
+MIXED = "mixed"
+BITS = ("w8a8", "w4a8", MIXED)
 SCHEMES = MappingProxyType(
     {
         "auto": "measure the candidates that the target allows, ship the fastest that holds the fidelity floor",
@@ -53,7 +54,9 @@ ROUNDINGS = MappingProxyType(
 
 
 def split_bits(bits: str) -> tuple[int, int]:
-    """Widths of weights and activations in a spelling such as `w4a8`."""
+    """Widths of weights and activations in a spelling such as `w4a8`; of `mixed`, those that are not narrowed."""
+    if bits == MIXED:
+        return 8, 8
     weights, _, activations = bits.removeprefix("w").partition("a")
     return int(weights), int(activations)
 
@@ -166,6 +169,16 @@ _TABLE = (
     Key("weights", "checkpoint to load into a named architecture", "a path", '"model.safetensors"', _path),
     Key("format", "artifact format", "a format", '"auto"', _name("format", FORMATS)),
     Key("bits", "widths of weights and activations", "a width", '"w8a8"', _name("bits", BITS)),
+    Key("budget_kb", "largest size of the model file, in kB", "a number of kilobytes", "12000", _number(0), float),
+    Key(
+        "budget_minutes",
+        "time to learn roundings on the calibration samples, in minutes",
+        "a number of minutes, at least 0",
+        "20",
+        _number(0),
+        float,
+    ),
+    Key("learn_steps", "the same as steps per block", "a whole number of at least 1", "200", _whole(1), int),
     Key("scheme", "what runs as integers", "a scheme", '"auto"', _name("scheme", tuple(SCHEMES))),
     Key(
         "method",

@@ -14,23 +14,26 @@ from torch import fx
 
 from edgeq import candidate as candidates
 from edgeq.artifact import check_out, staged
+from edgeq.build import build_scheme
 from edgeq.bundle import BundleParts, write_bundle
 from edgeq.candidate import Candidate
 from edgeq.config import ExportConfig
 from edgeq.devices.base import Target
-from edgeq.errors import GateError
+from edgeq.errors import GateError, UsageError
 from edgeq.graph.legalize import Legalized
 from edgeq.progress import Progress
 from edgeq.recipe import place_scheme, transform_graph
 from edgeq.samples import Evaluation, collect_samples, evaluate
-from edgeq.session import Session, Stages, batches_of, build_scheme, prepare, recipe_of, resolve, schemes
+from edgeq.session import Session, Stages, batches_of, prepare, recipe_of, resolve, schemes
 
 SCRATCH = ".scratch"
 DRY_RUN_SAMPLES = 1
 SECONDS_PER_TIMING = 20.0
+TOO_SMALL = "EQ-U332"
+"""A budget of bytes that one scheme cannot keep; another may."""
+
 ALIKE = 1.05
 """Ratio of times that nobody notices on a device, while decibels of fidelity are lost for good."""
-
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,7 @@ def export(config: ExportConfig, command: Sequence[str], progress: Progress) -> 
         scratch = folder / SCRATCH
         scratch.mkdir()
         session = prepare(config, scratch, stages)
-        names = schemes(config, session.target, session.exporter)
-        measured = [measure(session, *build_scheme(session, name, scratch, stages), stages) for name in names]
+        measured = build_all(session, scratch, stages)
         shipped, judged, scored = choose(session, measured, stages)
         parts = BundleParts(config, session.adapter, session.target, session.samples, shipped, judged, scored)
         with stages.step("write"):
@@ -80,6 +82,27 @@ def export(config: ExportConfig, command: Sequence[str], progress: Progress) -> 
     summary["seconds"] = dict(stages.seconds)
     summary["peak_mb"] = peak_mb()
     return ExportResult(summary, out, shipped, judged, session.target)
+
+
+def build_all(session: Session, scratch: Path, stages: Stages) -> list[Candidate]:
+    """Build and measure a candidate of every scheme to try; a scheme that cannot keep the budget is left out.
+
+    Raises:
+        UsageError: EQ-U332 when none can.
+        EdgeqError: Whatever else stops a build.
+    """
+    measured: list[Candidate] = []
+    names = schemes(session.config, session.target, session.exporter)
+    for name in names:
+        try:
+            candidate, legalized = build_scheme(session, name, scratch, stages)
+        except UsageError as error:
+            if error.code != TOO_SMALL or (name == names[-1] and not measured):
+                raise
+            stages.progress.say(f"{name} is left out: {error.message}")
+            continue
+        measured.append(measure(session, candidate, legalized, stages))
+    return measured
 
 
 def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
@@ -137,7 +160,7 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
         candidate = candidates.measure_latency(
             candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
         )
-    return candidates.judge(candidate, session.config.min_sqnr_db)
+    return candidates.judge(candidate, session.config.min_sqnr_db, session.config.budget_kb)
 
 
 def choose(

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from edgeq.config_keys import split_bits
+from edgeq.config_keys import MIXED, split_bits
 from edgeq.exporters.base import Exporter
 from edgeq.graph.integer import integer_config, integer_rules
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.placement import BackendRules, Placement, place
+from edgeq.graph.rewrite import fetch
 from edgeq.graph.transforms.transformer import Applied, Batches, fit_transformer, spread_outliers
-from edgeq.spec import Precision, QuantConfig, QuantRule
+from edgeq.graph.widths import NARROW, WIDE, WidthProblem, weight_cost
+from edgeq.spec import Precision, QuantConfig, QuantRule, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str) -> Recipe:
     ranges = "minmax" if activation_bits >= 8 else "mse"  # few codes are better spent where most values are
     if method == "auto":
         transform, observer = best_transform, ranges
-        if scheme == "dynamic" and weight_bits < 8:
+        if scheme == "dynamic" and (weight_bits < 8 or bits == MIXED):
             transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):
         transform, observer = method, ranges
@@ -100,7 +102,40 @@ def place_scheme(
     full = exporter.config(scheme, replace(wanted, weight_bits=8, activation_bits=8))
     config = _keep_stored(config, full, exporter.rules) if wanted.weight_bits == 4 else config
     config = _keep_ends(graph, config, full, exporter.rules)
+    if wanted.narrow:
+        few = exporter.config(scheme, replace(wanted, weight_bits=4)).base.weight
+        rules = tuple(QuantRule(name=name, weight=few) for name in wanted.narrow)
+        config = replace(config, rules=(*config.rules, *rules))
     return config, place(graph, config, exporter.rules)
+
+
+def width_problem(
+    graph: fx.GraphModule, exporter: Exporter, scheme: str, precision: Precision, wide_bytes: int, budget: float
+) -> tuple[WidthProblem, dict[str, list[str]]]:
+    """What `--bits mixed` decides, and the layers that read each weight.
+
+    Args:
+        graph: The graph that is quantized.
+        exporter: The runtime.
+        scheme: The scheme.
+        precision: Range estimator and structure.
+        wide_bytes: Size of the file with all weights in 8 bits.
+        budget: Largest size of the artifact in bytes.
+    """
+    specs: dict[str, dict[int, QuantSpec]] = {}
+    readers: dict[str, list[str]] = {}
+    for bits in (WIDE, NARROW):
+        config, placement = place_scheme(graph, exporter, scheme, replace(precision, weight_bits=bits, narrow=()))
+        for name, path in placement.weights.items():
+            spec = config.resolve(name, placement.ops[name].op).weight
+            specs.setdefault(path, {})[spec.bits] = spec
+            if bits == WIDE:
+                readers.setdefault(path, []).append(name)
+    for path, names in readers.items():
+        if len(names) > 1:  # some may want other grids: what is shared keeps 8 bits
+            specs[path] = {WIDE: specs[path][WIDE]}
+    stored = sum(weight_cost(fetch(graph, path), WIDE) for path in specs)
+    return WidthProblem(specs, wide_bytes - stored, budget), readers
 
 
 def place_integer(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.artifact import Artifact, Manifest, describe_files
+from edgeq.build import build_scheme
 from edgeq.bundle import BundleParts, write_artifact_files
 from edgeq.config import ExportConfig
 from edgeq.errors import DataError, ModelError
 from edgeq.progress import Progress
-from edgeq.session import Stages, build_scheme, prepare
+from edgeq.session import Stages, prepare
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import fx
 
 from edgeq import candidate as candidates
 from edgeq.cache import calibration_key, load, store
-from edgeq.candidate import Arrays, Candidate
+from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
 from edgeq.data import ImageSource
 from edgeq.devices import get_target, open_model
@@ -24,9 +24,7 @@ from edgeq.devices.base import Target
 from edgeq.errors import ModelError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
-from edgeq.graph.kinds import op_kind
-from edgeq.graph.legalize import Legalized, observed
-from edgeq.graph.solve import Rounding
+from edgeq.graph.legalize import observed
 from edgeq.graph.transforms.transformer import Applied
 from edgeq.models import load_model
 from edgeq.models.base import ModelAdapter, parse_model
@@ -231,22 +229,3 @@ def observe(
         statistics = calibrate(graph, sorted(names), batches_of(session.samples)(), progress=advance)
     store(key, statistics)
     return statistics
-
-
-def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -> tuple[Candidate, Legalized]:
-    """Build one candidate."""
-    recipe = recipe_of(session.config, scheme)
-    fitted = session.fitted[recipe.transform]
-    layers = sum(op_kind(n) in session.exporter.rules.weighted for n in fitted.graph.graph.nodes)
-    with stages.step(f"build {scheme}", layers) as advance:
-        rounding = Rounding(recipe.rounding, lambda: list(batches_of(session.samples, SOLVED)()), advance=advance)
-        return candidates.build(
-            fitted.graph,
-            session.exporter,
-            scheme,
-            recipe,
-            fitted.statistics,
-            rounding,
-            [str(a) for a in fitted.applied],
-            scratch / scheme,
-        )

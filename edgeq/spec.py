@@ -373,6 +373,7 @@ class Precision:
         observer: Range estimator of activations.
         products_only: Of the integer scheme: only matrix products, convolutions and what moves or pools their codes
             are integers, the arithmetic between them is float.
+        narrow: Layers whose weights get 4 bits whatever `weight_bits` says.
 
     Raises:
         UsageError: A width is not 2 to 16.
@@ -382,6 +383,7 @@ class Precision:
     activation_bits: int = 8
     observer: str = "minmax"
     products_only: bool = False
+    narrow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for bits in (self.weight_bits, self.activation_bits):

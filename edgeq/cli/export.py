@@ -44,11 +44,19 @@ _PATH = click.Path(path_type=Path)
 @click.option("--limit", type=int, metavar="N", help="Labelled items at most.")
 @click.option("--format", metavar="NAME", help=f"File format: {', '.join(FORMATS)}; auto is what the target runs best.")
 @click.option("--bits", metavar="NAME", help=f"Weights and activations: {', '.join(BITS)}.")
+@click.option("--budget-kb", type=float, metavar="KB", help="Largest model file; --bits mixed spends it.")
 @click.option("--scheme", metavar="NAME", help="auto (build all, ship the best), dynamic, static, integer.")
 @click.option(
     "--method", metavar="NAME", help="How tensors are made to fit: auto, transformer, minmax, ...; `edgeq methods`."
 )
 @click.option("--rounding", metavar="NAME", help="How weights are rounded: auto, nearest, gptq, ...; `edgeq methods`.")
+@click.option(
+    "--budget-minutes",
+    type=float,
+    metavar="MIN",
+    help="Then learn roundings for so long (static, integer).",
+)
+@click.option("--learn-steps", type=int, metavar="N", help="The same as steps per block; repeatable to the byte.")
 @click.option("--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (default 20).")
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="Largest loss of the task metric on --data (default 0.5)."

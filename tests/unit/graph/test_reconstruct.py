@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from edgeq.exporters import get_exporter
 from edgeq.graph.batch import batched
 from edgeq.graph.blocks import blocks_of, extract
 from edgeq.graph.capture import capture
+from edgeq.graph.learn import LEAST_STEPS, blocks_to_learn, learn, steps_within
 from edgeq.graph.legalize import Legalized, legalize, observed
 from edgeq.graph.placement import Placement
 from edgeq.graph.reconstruct import Effort, Reconstruction, reconstruct, reconstructed
@@ -260,3 +261,34 @@ def test_bad_input_is_refused(tiny: Case) -> None:
             make()
         assert caught.value.code == "EQ-U320"
     assert (few.value.code, run_time.value.code) == ("EQ-D320", "EQ-U321")
+
+
+def test_learning_by_steps_is_repeatable_and_never_worse(tiny: Case, tmp_path: Path) -> None:
+    seen: list[int] = []
+    first, report = learn(tiny.graph, tiny.legalized, tiny.placement, tiny.samples, 12, progress=seen.append)
+    again, _ = learn(tiny.graph, tiny.legalized, tiny.placement, tiny.samples, 12, folder=tmp_path)
+    assert first.plan.to_dict() == again.plan.to_dict()
+    assert sum(seen) == 12 * blocks_to_learn(tiny.graph, tiny.placement)
+    assert report.steps == 12
+    assert all(report.after[name] <= report.before[name] for name in report.before)
+    assert any(report.after[name] < report.before[name] for name in report.before)
+    assert len(report.to_dict()["blocks"]) == len(report.before)
+
+
+def test_a_learned_plan_keeps_the_notes(tiny: Case) -> None:
+    noted = replace(tiny.legalized, plan=replace(tiny.legalized.plan, notes=("rotated",)))
+    learned, _ = learn(tiny.graph, noted, tiny.placement, tiny.samples, 1)
+    assert learned.plan.notes == ("rotated",)
+
+
+def test_minutes_become_steps(tiny: Case) -> None:
+    """With a clock that says a trial of one step took 2 s and one of four steps 5 s, a step of 8 samples is 1 s."""
+
+    def steps(seconds: float, samples: Tensor) -> int:
+        times = iter((0.0, 2.0, 7.0))
+        return steps_within(tiny.graph, tiny.legalized, tiny.placement, samples, seconds, clock=lambda: next(times))
+
+    assert steps(0.0, tiny.samples) == LEAST_STEPS
+    # 24 samples: a step of 24 takes 3 s, everything else 1.5 * 0.1 s a sample, the trial itself 7 s.
+    assert steps(7 + 3.6 + 300, tiny.samples) == pytest.approx(100, abs=1)
+    assert steps(7 + 3.6 + 600, tiny.samples) == pytest.approx(200, abs=1)

@@ -1,0 +1,134 @@
+"""One candidate, from its recipe to its file, with what budgets buy on the way: narrow weights, learned roundings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from edgeq import candidate as candidates
+from edgeq.cache import cache_key, calibration_key, work_folder
+from edgeq.candidate import Candidate, Learn
+from edgeq.config_keys import MIXED
+from edgeq.graph.kinds import op_kind
+from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
+from edgeq.graph.legalize import Legalized
+from edgeq.graph.placement import Placement
+from edgeq.graph.solve import Rounding
+from edgeq.graph.widths import NARROW, WidthChoice, choose_widths, prediction_loss, relative_error, weight_losses
+from edgeq.recipe import Recipe, width_problem
+from edgeq.session import SOLVED, Fitted, Session, Stages, batches_of, recipe_of, schemes
+
+TRIED = 16  # calibration samples that widths are tried on
+LEARNABLE = ("static", "integer")
+"""Schemes with grids that are known before the network runs."""
+
+
+def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -> tuple[Candidate, Legalized]:
+    """Build one candidate.
+
+    Args:
+        session: Model, data and float reference.
+        scheme: The scheme.
+        scratch: Folder for its file.
+        stages: Takes the time.
+
+    Raises:
+        UsageError: EQ-U332 where the budget of bytes cannot be kept.
+        EdgeqError: Whatever stops rounding, learning or writing.
+    """
+    recipe = recipe_of(session.config, scheme)
+    fitted = session.fitted[recipe.transform]
+    widths = None
+    if session.config.bits == MIXED:
+        widths, recipe = _narrowed(session, scheme, recipe, fitted, scratch, stages)
+    layers = sum(op_kind(n) in session.exporter.rules.weighted for n in fitted.graph.graph.nodes)
+    with stages.step(f"build {scheme}", layers) as advance:
+        rounding = Rounding(recipe.rounding, lambda: list(batches_of(session.samples, SOLVED)()), advance=advance)
+        candidate, legalized = candidates.build(
+            fitted.graph,
+            session.exporter,
+            scheme,
+            recipe,
+            fitted.statistics,
+            rounding,
+            [str(a) for a in fitted.applied],
+            scratch / scheme,
+            _learning(session, scheme, stages),
+        )
+    return replace(candidate, widths=widths), legalized
+
+
+def _narrowed(
+    session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path, stages: Stages
+) -> tuple[WidthChoice, Recipe]:
+    """Which weights get 4 bits within the budget, and the recipe that says so.
+
+    What was tried is kept, so that another budget or an interrupted run finds it.
+    """
+    config, graph = session.config, fitted.graph
+    assert config.budget_kb is not None
+    with stages.step(f"size of {scheme}"):  # what a converter adds to the weights only its file tells
+        wide, _ = candidates.build(
+            graph, session.exporter, scheme, recipe, fitted.statistics, Rounding(), (), scratch / f"{scheme}-wide"
+        )
+    problem, readers = width_problem(
+        graph, session.exporter, scheme, recipe.precision, wide.bytes, 1000 * config.budget_kb
+    )
+    classifier = session.adapter.loaded.classes is not None
+    offered = {path: sorted(specs) for path, specs in problem.weights.items()}
+    key = _key(session, graph, sorted(problem.weights), TRIED, classifier, offered)
+    folder = work_folder("widths")
+    with stages.step("try widths", sum(NARROW in specs for specs in problem.weights.values())) as advance:
+        losses = weight_losses(
+            graph,
+            problem,
+            list(batches_of(session.samples, TRIED)()),
+            prediction_loss if classifier else relative_error,
+            journal=None if folder is None else folder / f"{key}.jsonl",
+            key=key,
+            advance=advance,
+        )
+    choice = choose_widths(graph, problem, losses)
+    layers = tuple(name for path in choice.narrow for name in readers[path])
+    return choice, replace(recipe, precision=replace(recipe.precision, narrow=layers))
+
+
+def _learning(session: Session, scheme: str, stages: Stages) -> Learn | None:
+    """What the budget of minutes or steps buys this scheme; its share of the minutes where there are several."""
+    config = session.config
+    minutes, steps = config.budget_minutes or 0.0, config.learn_steps
+    if scheme not in LEARNABLE or not (minutes or steps):
+        return None
+    sharing = sum(s in LEARNABLE for s in schemes(config, session.target, session.exporter))
+
+    def run(graph: fx.GraphModule, legalized: Legalized, placement: Placement) -> tuple[Legalized, Learned]:
+        samples = torch.cat([batch[0] for batch in batches_of(session.samples)()])
+        count = steps
+        if count is None:
+            with stages.step("time learning"):
+                count = steps_within(graph, legalized, placement, samples, 60 * minutes / sharing)
+        weights = [t.codes_sha256 for t in legalized.plan.weights()]
+        key = _key(session, graph, weights, scheme, count)
+        folder = work_folder("learning")
+        with stages.step(f"learn {scheme}", count * blocks_to_learn(graph, placement)) as advance:
+            return learn(
+                graph,
+                legalized,
+                placement,
+                samples,
+                count,
+                folder=None if folder is None else folder / key,
+                progress=advance,
+            )
+
+    return run
+
+
+def _key(session: Session, graph: fx.GraphModule, *parts: object) -> str:
+    """Hash of graph, data and `parts`."""
+    items = [item.sha256 for item in session.samples.calibration_items]
+    base = calibration_key(graph, [], items, session.adapter.loaded.preprocess)
+    return cache_key(base, *parts)
