@@ -167,12 +167,18 @@ def _scale_site(
     scores = nodes[site.scores]
     for position, projection in ((0, query), (1, key)):
         _drop_factor(gm, scores, position, projection)
+    rest = attention_projections(gm, site).value  # a number from before the three part has gone from the values too
+    assert rest is not None
     peaks = [_peaks(statistics[p.node].absmax[p.channels]) * abs(p.factor) for p in (query, key)]
     logits = statistics[site.scores].absmax
     spread = _spread(logits / (peaks[0] * peaks[1]))
     a, b = peaks[0] * spread, peaks[1] * spread
     c = _peaks(statistics[value.node].absmax[value.channels])
-    for projection, divisor, factor in ((query, a, query.factor), (key, b, key.factor), (value, c, 1.0)):
+    for projection, divisor, factor in (
+        (query, a, query.factor),
+        (key, b, key.factor),
+        (value, c, value.factor / rest.factor),
+    ):
         rows = (factor / divisor)[:, None].expand(projection.channels.shape)
         _scale_rows(gm, nodes[projection.node], projection.channels, rows)
     weight = parameter(gm, nodes[output.node], "weight")

@@ -201,6 +201,8 @@ def _site(gm: fx.GraphModule, node: fx.Node) -> NormSite | str:
         if argument(node, "weight") is not None and not own:
             return "its gain is computed"
         own_bias = node.target is aten.layer_norm.default and argument(node, "bias") is not None
+        if own_bias and parameter(gm, node, "bias") is None:
+            return "its shift is computed"
         gain, offset = node if own else None, node if own_bias else None
     else:
         gain = offset = None

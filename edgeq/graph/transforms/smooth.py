@@ -278,12 +278,12 @@ def _scale_rows(gm: fx.GraphModule, node: fx.Node, rows: Tensor, shift: Tensor, 
     """Make output channel `rows[i]` of a layer `(y + shift[i]) / scale[i]`."""
     weight, bias = parameter(gm, node, "weight"), parameter(gm, node, "bias")
     assert weight is not None
-    wide = weight.double()
+    wide = weight.to(torch.float64, copy=True)
     wide[rows] /= scale.reshape(-1, *[1] * (weight.dim() - 1))
     set_parameter(gm, node, "weight", wide)
     if bias is None and not bool(shift.any()):
         return
-    start = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.double()
+    start = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.to(torch.float64, copy=True)
     start[rows] = (start[rows] + shift) / scale
     set_parameter(gm, node, "bias", start)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -90,12 +91,15 @@ def reestimate_batch_norm(
     seen = {name: norm for name, norm in norms.items() if pooled[name].count}
     for name, norm in seen.items():
         _set(norm, pooled[name].mean, pooled[name].variance)
-    after = _output_error(module, reference, judge)
-    if not after < before:
-        for name, norm in norms.items():
-            _set(norm, *old[name])
-        return BatchNormRepair(tuple(seen), before, before, applied=False)
-    return BatchNormRepair(tuple(seen), before, after, applied=True)
+    after = math.inf
+    try:
+        after = _output_error(module, reference, judge)
+    finally:
+        if not after < before:
+            for name, norm in norms.items():
+                _set(norm, *old[name])
+    applied = after < before
+    return BatchNormRepair(tuple(seen), before, after if applied else before, applied)
 
 
 class _Pooled:

@@ -125,8 +125,9 @@ def _tapped(
     def tap(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.shape[:1] != batch[0].shape[:1]:
             raise ModelError(f"{name} gives no tensor with one entry a sample", code="EQ-M243", place=name)
-        taps[name] = value if value.requires_grad else value.requires_grad_()
-        return value.clone()  # what follows may work in place
+        # what does not depend on a parameter is an input or a constant, and not ours to change
+        taps[name] = value if value.requires_grad else value.detach().requires_grad_()
+        return taps[name].clone()  # what follows may work in place
 
     class Tapping(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
