@@ -82,8 +82,8 @@ def scale_heads(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics])
     that scaled queries or keys on the way moves into their linears. This is a grid per head (AdaLog and APHQ-ViT
     assume one) on runtimes that know a grid per tensor.
 
-    The heads' scores would keep different ranges; `a_h` and `b_h` grow with the square root of the heads' largest
-    score, which splits the difference between the grids of queries and keys and that of the scores.
+    The heads' scores would keep different ranges; `a_h b_h` grows with the square root of the heads' largest score,
+    which splits the difference between the grids of queries and keys and that of the scores.
 
     Args:
         gm: Canonical graph, changed in place; refreshed afterwards.
