@@ -49,9 +49,9 @@ def balance_hidden(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistic
     """Give each channel before and after a GELU a range of its own on one grid per tensor.
 
     A channel with the range [l, h] gets the range `[-sqrt(|l| L), sqrt(h H)]` times the headroom, with L and H the
-    widest of the layer: half-way, in logarithms, between a grid per channel and one per tensor. All of it costs the
-    outliers their accuracy (a grid per tensor), or other images (a grid per channel clips what calibration did not
-    see). Before the GELU, scale and offset of a channel are folded into the linear and undone by a multiplication and
+    widest of the layer: half-way, in logarithms, between a grid per channel and one per tensor. Either end of the way
+    is worse: a grid per tensor has no codes for quiet channels, one per channel clips what calibration did not see on
+    other images. Before the GELU, scale and offset of a channel are folded into the linear and undone by a multiplication and
     an addition; after it, a multiplication is undone by the columns of the next linear. What GELU maps to nearly 0
     gets no codes.
 

@@ -128,7 +128,7 @@ def tune_scales(
 ) -> ScaleRepair:
     """Multiply the scale of each output so that its values fit the float output best; codes stay as they are.
 
-    Least squares in closed form: `m = cov(W xq', W x) / var(W' xq)` for each output (for the whole tensor on a
+    Least squares in closed form: `m = cov(W' xq, W x) / var(W' xq)` for each output (for the whole tensor on a
     per-tensor grid), the half-step of decoupleQ's alternation (arXiv 2404.12759) that holds the integers. The bias
     follows as in `correct_bias`. An output whose error on the held-out rows does not fall further keeps its scale.
 

@@ -149,7 +149,12 @@ def retarget(
 
     The strength is the one of `shrink`, or no step at all, with the least error on the held-out rows; the winner is
     then fitted again to all rows. Without held-out rows the strongest one is used if there are at least 4 rows for
-    each input, else none. Input channels with fewer training rows than 4 per input rely on the hold-out to stop.
+    each input, else none.
+
+    What falls is the error of this layer's output over all rows together. The network's output may hang on few of
+    them, such as a class token, which need not gain: the mean over networks gains, a single small one may not. To ask
+    that the rounded target beats the rounded weight on the held-out rows is no guard, since it does in nearly every
+    layer; only the network's output can tell.
 
     Args:
         weight: `(O, I)`, the float weight.

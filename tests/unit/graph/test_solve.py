@@ -124,6 +124,16 @@ def test_rounding_in_order_beats_nearest_on_other_inputs(name: str) -> None:
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.8
 
 
+def test_retargeting_pays_over_several_networks() -> None:
+    ratios = []
+    for seed in SEEDS:
+        graph, _ = vit(Form(width=16, heads=2, depth=2, end="token", token="before"), seed)
+        samples, held_out = images(24, 50 + seed), images(12, 900 + seed)
+        errors = [output_error(graph, solved(graph, samples, retarget=r)[0], held_out) for r in (True, False)]
+        ratios.append(errors[0] / errors[1])
+    assert math.prod(ratios) ** (1 / len(ratios)) < 0.85, ratios
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_each_layer_is_rounded_on_what_the_layers_before_deliver_in_the_end(spy: Spy, bias: bool) -> None:
     graph, _ = captured(Net(bias), 1, 3, 8, 8)
