@@ -12,9 +12,10 @@ from edgeq.graph.kinds import op_kind
 from edgeq.graph.recognize import AttentionSite, attention_sites
 from edgeq.graph.rewrite import constant_of, shape_of, single_user
 from edgeq.graph.transforms.channels import ChannelStatistics, channel_statistics
-from edgeq.graph.transforms.norm_sites import Skipped, statistics_of
+from edgeq.graph.transforms.norm_sites import statistics_of
 from edgeq.graph.transforms.parameters import parameter, set_parameter
 from edgeq.graph.transforms.projections import Projection, attention_projections, channel_axis
+from edgeq.graph.transforms.report import Report, Skipped
 
 _HIDDEN = -1e4
 """What a mask puts in the place of a logit, or less: its share of the softmax is 0 whatever the others lose."""
@@ -37,19 +38,6 @@ class CenteredKeys:
     after: float
 
 
-@dataclass(frozen=True)
-class CenterKeysReport:
-    """What `center_keys` did.
-
-    Args:
-        sites: Attentions with centred keys.
-        skipped: Attentions left as they were, by their scores.
-    """
-
-    sites: tuple[CenteredKeys, ...]
-    skipped: tuple[Skipped, ...]
-
-
 def key_tensors(gm: fx.GraphModule) -> dict[str, int]:
     """The linears behind the keys of all attentions with the axis of their channels: what to take statistics of."""
     nodes = {n.name: n for n in gm.graph.nodes}
@@ -58,7 +46,7 @@ def key_tensors(gm: fx.GraphModule) -> dict[str, int]:
     return {name: axis for name, axis in axes.items() if axis is not None}
 
 
-def center_keys(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> CenterKeysReport:
+def center_keys(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> Report[CenteredKeys]:
     """Subtract from each key channel its mean over tokens and samples, by way of the bias of its linear.
 
     A row of logits is `q (K - 1 m)^T = q K^T - (q m^T) 1^T`: all its entries lose the same number, which softmax does
@@ -97,7 +85,7 @@ def center_keys(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics])
         before = _width(seen.low[rows], seen.high[rows])
         after = _width((seen.low - offset)[rows], (seen.high - offset)[rows])
         done.append(CenteredKeys(site.index, found.node, before, after))
-    return CenterKeysReport(tuple(done), tuple(skipped))
+    return Report(tuple(done), tuple(skipped))
 
 
 def logit_ranges(gm: fx.GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> dict[int, tuple[float, float]]:

@@ -18,21 +18,9 @@ from edgeq.graph.rewrite import aten, calls, constant_of, path_of, shape_of, sin
 from edgeq.graph.transforms.channels import ChannelStatistics
 from edgeq.graph.transforms.parameters import argument, parameter, set_parameter, store_constant
 from edgeq.graph.transforms.projections import channel_axis, readers
+from edgeq.graph.transforms.report import Skipped
 
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A place that a transform left as it was.
-
-    Args:
-        name: Node.
-        reason: Why, for people.
-    """
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)

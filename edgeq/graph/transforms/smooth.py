@@ -16,7 +16,6 @@ from edgeq.graph.recognize import attention_sites
 from edgeq.graph.transforms.channels import ChannelStatistics
 from edgeq.graph.transforms.norm_sites import (
     NormSite,
-    Skipped,
     adapt_columns,
     norm_sites,
     shift_and_scale,
@@ -25,6 +24,7 @@ from edgeq.graph.transforms.norm_sites import (
 from edgeq.graph.transforms.parameters import parameter, set_parameter
 from edgeq.graph.transforms.permute import HOMOGENEOUS, ChannelPair, channel_pairs
 from edgeq.graph.transforms.projections import Projection, attention_projections, channel_axis, number_factor
+from edgeq.graph.transforms.report import Report, Skipped
 from edgeq.quant.uniform import fake_quantize, qparams_from_range
 from edgeq.quant.weights import weight_qparams
 from edgeq.spec import QuantSpec
@@ -54,19 +54,6 @@ class Smoothed:
     after: float
 
 
-@dataclass(frozen=True)
-class SmoothReport:
-    """What `smooth` did.
-
-    Args:
-        sites: Smoothed tensors.
-        skipped: Places left as they were.
-    """
-
-    sites: tuple[Smoothed, ...]
-    skipped: tuple[Skipped, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class _Site:
     """A tensor that can be smoothed.
@@ -93,7 +80,7 @@ def smooth(
     activation: QuantSpec,
     alpha: float | Literal["auto"] = "auto",
     shift: bool = False,
-) -> SmoothReport:
+) -> Report[Smoothed]:
     """Divide activation channels by `max|X|^alpha / max|W|^(1 - alpha)` and multiply the weights by it.
 
     Exact are three places: a normalization read by linears; the values of an attention and the linear after it, since
@@ -139,7 +126,7 @@ def smooth(
         scale = options[best]
         site.apply(offset, scale)
         done.append(Smoothed(site.tensor, best, float(scale.min()), float(scale.max()), before, errors[best]))
-    return SmoothReport(tuple(done), tuple(skipped))
+    return Report(tuple(done), tuple(skipped))
 
 
 def smoothing_tensors(gm: fx.GraphModule) -> dict[str, int]:
