@@ -232,11 +232,21 @@ def fisher_diagonal(suffix: Suffix, outputs: Tensor, *, draws: int = 1, seed: in
             likelihoods = functional.log_softmax(_require_logits(suffix(leaf)), dim=-1)
             squares = torch.zeros_like(batch)
             for _ in range(draws):
-                labels = torch.multinomial(likelihoods.detach().exp(), 1, generator=generator)
-                surprise = -likelihoods.gather(-1, labels).sum()  # samples are independent: one pass for all
+                surprise = drawn_surprise(likelihoods, generator)
                 squares += torch.autograd.grad(surprise, leaf, retain_graph=True)[0].square()
         parts.append(squares / draws)
     return torch.cat(parts)
+
+
+def drawn_surprise(likelihoods: Tensor, generator: torch.Generator) -> Tensor:
+    """`-log p_y` for a label drawn in each row, summed: rows are independent, so that one backward pass serves all.
+
+    Args:
+        likelihoods: Log-probabilities `(rows, classes)`.
+        generator: Of the labels.
+    """
+    labels = torch.multinomial(likelihoods.detach().exp(), 1, generator=generator)
+    return -likelihoods.gather(-1, labels).sum()
 
 
 def perturbation_importance(
