@@ -34,6 +34,7 @@ from edgeq.quant.losses import (
     LossSum,
     PredictionDifference,
     ReconstructionLoss,
+    Suffix,
     fisher_diagonal,
     global_local,
     mse,
@@ -70,7 +71,8 @@ class Effort:
     Args:
         settings: Length, batches, hold-out, dropping and step sizes.
         loss: `mse` of the block's output; `fisher`, the same weighted by what each element does to the prediction; or
-            `features`, which adds the error that it causes at the input of the last layer (GLF-Q).
+            `features`, which adds the error that it causes at the input of the last block (GLF-Q). A last block that
+            ends in class logits always has the divergence of the prediction and the squared error of the logits.
         rounding: `straight` or a key of `SOFT_ROUNDINGS`.
         learn_biases: Train biases as well.
 
@@ -223,13 +225,14 @@ class _Work:
         self.graph, self.plan, self.placement = graph, legalized.plan, placement
         self.student, self.scales = _student(legalized, placement)
         self.teacher = copy.deepcopy(teacher)
-        self.one_by_one = False
         try:
-            self.student = batched(self.student, (samples[:1],))
-            self.teacher = batched(self.teacher, (samples[:1],))
-            self.scales = {g: self.student.get_submodule(_module_name(g)) for g in self.scales}  # type: ignore[misc]
+            many = [batched(gm, (samples[:1],)) for gm in (self.student, self.teacher)]
         except ModelError:
             self.one_by_one = True
+        else:
+            self.one_by_one = False
+            self.student, self.teacher = many
+            self.scales = {g: self.student.get_submodule(_module_name(g)) for g in self.scales}  # type: ignore[misc]
         self.nodes = {n.name: n for n in self.student.graph.nodes}
         layers = {name: path for name, path in placement.weights.items() if _weight_path(self.nodes[name])}
         self.blocks = blocks_of(graph, frozenset(layers), max_layers=settings.max_layers)
@@ -284,11 +287,12 @@ class _Work:
                 path=path,
                 progress=self.progress,
             )
-            self._keep(block, roundings, biases, effort)
+            where = "in all blocks together" if name else "in blocks"
+            self._keep(block, roundings, biases, f"{effort.rounding} {where}")
         return targets, self._apply(student, rough)
 
     def _roundings(self, block: Block, effort: Effort) -> dict[str, SoftRounding]:
-        """One for each weight of the block that no block before it has learned."""
+        """One for each weight of the block that a single layer reads."""
         found: dict[str, SoftRounding] = {}
         for name in block.layers:
             path = _weight_path(self.nodes[name])
@@ -311,7 +315,7 @@ class _Work:
 
     @torch.no_grad()
     def _keep(
-        self, block: Block, roundings: Mapping[str, SoftRounding], biases: Mapping[str, SoftRounding], effort: Effort
+        self, block: Block, roundings: Mapping[str, SoftRounding], biases: Mapping[str, SoftRounding], note: str
     ) -> None:
         """Put what was learned into the student."""
         for path, rounding in roundings.items():
@@ -324,7 +328,7 @@ class _Work:
                 _assign(self.student, path, bias.weight())
         for name in block.layers:
             if _weight_path(self.nodes[name]) in roundings:
-                self.touched[name] = f"{effort.rounding} in blocks"
+                self.touched[name] = note
 
     def _loss(self, block: Block, effort: Effort, targets: Tensor, *, joint: bool) -> ReconstructionLoss:
         """The loss of a block, with what lies behind it in the float network."""
@@ -338,18 +342,26 @@ class _Work:
         if effort.loss == "mse":
             return mse
         if effort.loss == "fisher":
-            suffix = extract(self.teacher, block.result, end)
-            suffix.requires_grad_(False)
+            suffix = self._suffix(block.result, end)
             return ImportanceLoss(fisher_diagonal(suffix, targets).mean(0, keepdim=True))
         feature = self.blocks[-1].source
         if block.result == feature:
             return mse
-        suffix = extract(self.teacher, block.result, feature)
-        suffix.requires_grad_(False)
-        return global_local(suffix, self._apply(suffix, targets))
+        suffix = self._suffix(block.result, feature)
+        with torch.no_grad():
+            return global_local(suffix, self._in_parts(suffix, targets))
+
+    def _suffix(self, source: str, result: str) -> Suffix:
+        """What the float network makes of one tensor on the way to another, differentiable in it alone."""
+        suffix = extract(self.teacher, source, result).requires_grad_(False)
+        return (lambda x: self._in_parts(suffix, x)) if self.one_by_one else suffix
 
     @torch.no_grad()
     def _apply(self, part: nn.Module, inputs: Tensor) -> Tensor:
+        return self._in_parts(part, inputs)
+
+    def _in_parts(self, part: Suffix, inputs: Tensor) -> Tensor:
+        """`part` on as many samples at a time as it takes."""
         return torch.cat([part(x) for x in torch.split(inputs, 1 if self.one_by_one else _BATCH)])
 
     def _result(self) -> Reconstructed:

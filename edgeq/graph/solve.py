@@ -19,7 +19,7 @@ from edgeq.graph.kinds import op_kind
 from edgeq.graph.rewrite import fetch, shape_of
 from edgeq.graph.transforms.parameters import parameter, set_parameter
 from edgeq.progress import Advance
-from edgeq.quant.rounding import LayerMoments, LayerProblem, get_rounder, retarget
+from edgeq.quant.rounding import LayerMoments, LayerProblem, Rounded, get_rounder, retarget
 from edgeq.quant.uniform import dequantize
 from edgeq.spec import QParams
 
@@ -27,6 +27,7 @@ MAX_ROWS = 16384
 """Rows of a layer's input that are used; wide convolutions offer far more, nearly alike."""
 
 _HOLDOUT_EVERY = 4
+_ON_GIVEN_GRIDS = "gptq"
 
 Sample = tuple[Tensor, ...]
 
@@ -130,11 +131,30 @@ def _solve(graph: fx.GraphModule, node: fx.Node, inputs: Inputs, grid_of: GridOf
     elif rounding.retarget:
         found = retarget(flat, moments)
         target, note = found.weight.to(torch.float32), f"{name}, {found.note}"
-    grid = grid_of(node.name, target.reshape(weight.shape), bias)
-    rounded = get_rounder(name).round(LayerProblem(flat, grid, moments, bias, target))
-    start = torch.zeros(flat.shape[0], dtype=torch.float64) if bias is None else bias.double()
-    shifted = None if bias is None and not bool(rounded.bias_delta.any()) else (start + rounded.bias_delta).float()
+    problem = LayerProblem(flat, grid_of(node.name, target.reshape(weight.shape), bias), moments, bias, target)
+    rounded = get_rounder(name).round(problem)
+    shifted = _shifted(bias, rounded)
+    if get_rounder(name).moves_grid and _too_fine(node.name, weight, rounded, shifted, grid_of):
+        rounded = get_rounder(_ON_GIVEN_GRIDS).round(problem)
+        shifted, note = _shifted(bias, rounded), f"{_ON_GIVEN_GRIDS}, since {name} leaves no room for the bias"
     return Solved(rounded.qparams, rounded.codes.reshape(weight.shape), shifted, note or name)
+
+
+def _shifted(bias: Tensor | None, rounded: Rounded) -> Tensor | None:
+    """The bias that goes with a rounded weight, float32; None where there was none and needs none."""
+    if bias is None and not bool(rounded.bias_delta.any()):
+        return None
+    return (rounded.bias_delta if bias is None else bias.double() + rounded.bias_delta).float()
+
+
+def _too_fine(name: str, weight: Tensor, rounded: Rounded, bias: Tensor | None, grid_of: GridOf) -> bool:
+    """Whether the scales that a rounder has moved are finer than `grid_of` allows next to this bias.
+
+    On its own the rounded weight never asks for a coarser grid than the one that it lies on; so what does, is the bias.
+    """
+    values = rounded.weight.reshape(weight.shape)
+    alone, needed = grid_of(name, values, None).scale, grid_of(name, values, bias).scale
+    return bool(((needed > alone) & (rounded.qparams.scale < needed)).any())
 
 
 @torch.no_grad()

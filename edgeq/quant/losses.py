@@ -46,8 +46,9 @@ def mse(output: Tensor, target: Tensor, index: Tensor) -> Tensor:
 class ImportanceLoss:
     """Squared error weighted per element, with weights of mean 1 so that losses of blocks can be compared.
 
-    With `fisher_diagonal` per sample this is BRECQ (Li et al. 2021, arXiv 2102.05426, equation 10); with the average
-    over samples of `fisher_diagonal` or `perturbation_importance` it is APHQ-ViT (Wu et al. 2025, arXiv 2504.02508).
+    With weights per sample this is the loss of BRECQ (Li et al. 2021, arXiv 2102.05426, equation 10), whose weights
+    come from true labels in place of the drawn ones of `fisher_diagonal`; with the average over samples of
+    `perturbation_importance` it is that of APHQ-ViT (Wu et al. 2025, arXiv 2504.02508).
 
     Args:
         importance: At least 0 and not all zero; `(samples, ...)` for weights per sample, `(1, ...)` for one for all.
@@ -81,7 +82,7 @@ class PredictionDifference:
 
     PD-Quant (Liu et al. 2023, arXiv 2212.07048, equation 5): `KL(softmax(z / T) || softmax(z_q / T))` with T = 4; only
     for networks that end in class logits. The published objective adds it, divided by 0.1, to the squared error of the
-    block: `LossSum.of((1, PredictionDifference(...)), (2, mse))` does so in relative terms.
+    block; `LossSum.of((1, PredictionDifference(...)), (2, mse))` weighs the two relative to their starts instead.
 
     Args:
         suffix: The float network behind the block, `-> (batch, classes)`.
@@ -231,11 +232,21 @@ def fisher_diagonal(suffix: Suffix, outputs: Tensor, *, draws: int = 1, seed: in
             likelihoods = functional.log_softmax(_require_logits(suffix(leaf)), dim=-1)
             squares = torch.zeros_like(batch)
             for _ in range(draws):
-                labels = torch.multinomial(likelihoods.detach().exp(), 1, generator=generator)
-                surprise = -likelihoods.gather(-1, labels).sum()  # samples are independent: one pass for all
+                surprise = drawn_surprise(likelihoods, generator)
                 squares += torch.autograd.grad(surprise, leaf, retain_graph=True)[0].square()
         parts.append(squares / draws)
     return torch.cat(parts)
+
+
+def drawn_surprise(likelihoods: Tensor, generator: torch.Generator) -> Tensor:
+    """`-log p_y` for a label drawn in each row, summed: rows are independent, so that one backward pass serves all.
+
+    Args:
+        likelihoods: Log-probabilities `(rows, classes)`.
+        generator: Of the labels.
+    """
+    labels = torch.multinomial(likelihoods.detach().exp(), 1, generator=generator)
+    return -likelihoods.gather(-1, labels).sum()
 
 
 def perturbation_importance(

@@ -169,8 +169,9 @@ class _Work:
         self._mlp = mlp
         self._train, self._held = settings.fit.split(len(inputs))
         self.importance = self._checked(importance)
-        # each tensor is learned in units of its size
-        self._units = [max(float(t.double().square().mean().sqrt()), 1e-12) for t in mlp.tensors()]
+        # each tensor is learned in units of its size, a bias of zeros in those of its weight
+        sizes = [float(t.double().square().mean().sqrt()) for t in mlp.tensors()]
+        self._units = [max(sizes[i] or sizes[i - i % 2], 1e-12) for i in range(len(sizes))]
         self._start = [t.detach().float() for t in mlp.tensors()]
         self._change = [nn.Parameter(torch.zeros_like(t)) for t in self._start]
         self.clip = self._clip()

@@ -7,7 +7,6 @@ sides of a conversion, and a multiplication per channel beside it costs little.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -15,8 +14,8 @@ from torch import Tensor, fx
 from edgeq.graph.bounds import set_bounds
 from edgeq.graph.rewrite import aten, call, calls, refresh
 from edgeq.graph.transforms.channels import ChannelStatistics
-from edgeq.graph.transforms.norm_sites import Skipped
 from edgeq.graph.transforms.parameters import parameter, set_parameter, store_constant
+from edgeq.graph.transforms.report import Report, Skipped
 from edgeq.graph.transforms.stream import residual_streams
 
 HEADROOM = 1.15
@@ -27,33 +26,20 @@ _GELU_LOW = 0.17
 _QUIET = 0.1  # a channel is treated as if it reached at least this share of a typical activation
 
 
-@dataclass(frozen=True)
-class BalanceReport:
-    """What `balance_hidden` did.
-
-    Args:
-        layers: First linears of the balanced MLPs.
-        skipped: GELUs left as they were, and why.
-    """
-
-    layers: tuple[str, ...]
-    skipped: tuple[Skipped, ...]
-
-
 def hidden_tensors(gm: fx.GraphModule) -> tuple[str, ...]:
     """What `balance_hidden` takes statistics of: the linears before GELUs, channels last."""
     return tuple(first.name for first, _, _ in _layers(gm)[0])
 
 
-def balance_hidden(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> BalanceReport:
+def balance_hidden(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> Report[str]:
     """Give each channel before and after a GELU a range of its own on one grid per tensor.
 
     A channel with the range [l, h] gets the range `[-sqrt(|l| L), sqrt(h H)]` times the headroom, with L and H the
-    widest of the layer: half-way, in logarithms, between a grid per channel and one per tensor. All of it costs the
-    outliers their accuracy (a grid per tensor), or other images (a grid per channel clips what calibration did not
-    see). Before the GELU, scale and offset of a channel are folded into the linear and undone by a multiplication and
-    an addition; after it, a multiplication is undone by the columns of the next linear. What GELU maps to nearly 0
-    gets no codes.
+    widest of the layer: half-way, in logarithms, between a grid per channel and one per tensor. Either end of the way
+    is worse: a grid per tensor has no codes for quiet channels, one per channel clips what calibration did not see on
+    other images. Before the GELU, scale and offset of a channel are folded into the linear and undone by a
+    multiplication and an addition; after it, a multiplication is undone by the columns of the next linear. What GELU
+    maps to nearly 0 gets no codes. The report names the first linear of each MLP.
 
     Source: ours; the half-way exponent is SmoothQuant's alpha of 0.5 (Xiao et al., arXiv:2211.10438, equation 4).
 
@@ -73,7 +59,7 @@ def balance_hidden(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistic
     gm.graph.lint()
     gm.recompile()
     refresh(gm)
-    return BalanceReport(tuple(done), tuple(skipped))
+    return Report(tuple(done), tuple(skipped))
 
 
 def stem_tensors(gm: fx.GraphModule) -> dict[str, int]:
@@ -86,7 +72,7 @@ def stem_tensors(gm: fx.GraphModule) -> dict[str, int]:
     return {w: 1 for w in writers if nodes[w].target is aten.conv2d.default}
 
 
-def balance_stems(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> BalanceReport:
+def balance_stems(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> Report[str]:
     """Give each output channel of a convolution a range of its own, half-way as in `balance_hidden`.
 
     Patch embeddings put out a few loud channels; scales are folded into the weight and undone by a multiplication.
@@ -113,7 +99,7 @@ def balance_stems(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics
     gm.graph.lint()
     gm.recompile()
     refresh(gm)
-    return BalanceReport(tuple(statistics), ())
+    return Report(tuple(statistics), ())
 
 
 def _layers(gm: fx.GraphModule) -> tuple[list[tuple[fx.Node, fx.Node, fx.Node]], list[Skipped]]:

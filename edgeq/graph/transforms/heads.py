@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -11,7 +10,6 @@ from torch import Tensor, fx
 from edgeq.graph.recognize import AttentionSite, attention_sites
 from edgeq.graph.rewrite import aten, call, refresh, shape_of, supersede
 from edgeq.graph.transforms.channels import ChannelStatistics
-from edgeq.graph.transforms.norm_sites import Skipped
 from edgeq.graph.transforms.parameters import parameter, set_parameter, store_constant
 from edgeq.graph.transforms.projections import (
     Projection,
@@ -20,25 +18,13 @@ from edgeq.graph.transforms.projections import (
     channel_axis,
     number_factor,
 )
+from edgeq.graph.transforms.report import Report, Skipped
 from edgeq.quant.hadamard import rotation
 
 _FLOOR = 1e-6  # of the largest head: a head that is always zero keeps a finite scale
 
 
-@dataclass(frozen=True)
-class HeadsReport:
-    """What a transform of heads did.
-
-    Args:
-        sites: Indices of the attentions it changed.
-        skipped: Attentions left as they were, by their scores, and why.
-    """
-
-    sites: tuple[int, ...]
-    skipped: tuple[Skipped, ...]
-
-
-def rotate_heads(gm: fx.GraphModule, seed: int = 0) -> HeadsReport:
+def rotate_heads(gm: fx.GraphModule, seed: int = 0) -> Report[int]:
     """Rotate queries and keys of each head by one orthogonal matrix, and its values by one that the output undoes.
 
     `(q R)(k R)^T = q k^T` and `P (v R) R^T = P v`. Source: QuaRot (Ashkboos et al., arXiv:2404.00456, section 4);
@@ -56,7 +42,7 @@ def rotate_heads(gm: fx.GraphModule, seed: int = 0) -> HeadsReport:
         for projection, turn in ((query, matrix), (key, matrix), (value, values)):
             _turn_rows(gm, nodes[projection.node], projection.channels, turn)
         _turn_columns(gm, nodes[output.node], output.channels, values)
-    return HeadsReport(tuple(site.index for site, _ in sites), tuple(skipped))
+    return Report(tuple(site.index for site, _ in sites), tuple(skipped))
 
 
 def head_tensors(gm: fx.GraphModule) -> dict[str, int]:
@@ -74,7 +60,7 @@ def head_tensors(gm: fx.GraphModule) -> dict[str, int]:
     return axes
 
 
-def scale_heads(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> HeadsReport:
+def scale_heads(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> Report[int]:
     """Bring queries, keys and values of all heads to one range, so that a grid per tensor serves each of them.
 
     Head h of the queries is divided by `a_h`, of the keys by `b_h`, and the scores are multiplied by `a_h b_h` after
@@ -82,8 +68,8 @@ def scale_heads(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics])
     that scaled queries or keys on the way moves into their linears. This is a grid per head (AdaLog and APHQ-ViT
     assume one) on runtimes that know a grid per tensor.
 
-    The heads' scores would keep different ranges; `a_h` and `b_h` grow with the square root of the heads' largest
-    score, which splits the difference between the grids of queries and keys and that of the scores.
+    The heads' scores would keep different ranges; `a_h b_h` grows with the square root of the heads' largest score,
+    which splits the difference between the grids of queries and keys and that of the scores.
 
     Args:
         gm: Canonical graph, changed in place; refreshed afterwards.
@@ -101,7 +87,7 @@ def scale_heads(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics])
     gm.graph.lint()
     gm.recompile()
     refresh(gm)
-    return HeadsReport(tuple(done), tuple(skipped))
+    return Report(tuple(done), tuple(skipped))
 
 
 _Found = tuple[Projection, Projection, Projection, Projection]
@@ -167,12 +153,18 @@ def _scale_site(
     scores = nodes[site.scores]
     for position, projection in ((0, query), (1, key)):
         _drop_factor(gm, scores, position, projection)
+    rest = attention_projections(gm, site).value  # a number from before the three part has gone from the values too
+    assert rest is not None
     peaks = [_peaks(statistics[p.node].absmax[p.channels]) * abs(p.factor) for p in (query, key)]
     logits = statistics[site.scores].absmax
     spread = _spread(logits / (peaks[0] * peaks[1]))
     a, b = peaks[0] * spread, peaks[1] * spread
     c = _peaks(statistics[value.node].absmax[value.channels])
-    for projection, divisor, factor in ((query, a, query.factor), (key, b, key.factor), (value, c, 1.0)):
+    for projection, divisor, factor in (
+        (query, a, query.factor),
+        (key, b, key.factor),
+        (value, c, value.factor / rest.factor),
+    ):
         rows = (factor / divisor)[:, None].expand(projection.channels.shape)
         _scale_rows(gm, nodes[projection.node], projection.channels, rows)
     weight = parameter(gm, nodes[output.node], "weight")

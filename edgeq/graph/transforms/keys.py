@@ -10,14 +10,15 @@ from torch import Tensor, fx
 
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.recognize import AttentionSite, attention_sites
-from edgeq.graph.rewrite import shape_of, single_user
+from edgeq.graph.rewrite import constant_of, shape_of, single_user
 from edgeq.graph.transforms.channels import ChannelStatistics, channel_statistics
-from edgeq.graph.transforms.norm_sites import Skipped, statistics_of
+from edgeq.graph.transforms.norm_sites import statistics_of
 from edgeq.graph.transforms.parameters import parameter, set_parameter
 from edgeq.graph.transforms.projections import Projection, attention_projections, channel_axis
+from edgeq.graph.transforms.report import Report, Skipped
 
-# What may lie between scores and softmax: each keeps "plus a constant along the row" harmless.
-_HARMLESS = ("mul", "div", "add", "where", "masked_fill", "reshape")
+_HIDDEN = -1e4
+"""What a mask puts in the place of a logit, or less: its share of the softmax is 0 whatever the others lose."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,6 @@ class CenteredKeys:
     after: float
 
 
-@dataclass(frozen=True)
-class CenterKeysReport:
-    """What `center_keys` did.
-
-    Args:
-        sites: Attentions with centred keys.
-        skipped: Attentions left as they were, by their scores.
-    """
-
-    sites: tuple[CenteredKeys, ...]
-    skipped: tuple[Skipped, ...]
-
-
 def key_tensors(gm: fx.GraphModule) -> dict[str, int]:
     """The linears behind the keys of all attentions with the axis of their channels: what to take statistics of."""
     nodes = {n.name: n for n in gm.graph.nodes}
@@ -58,7 +46,7 @@ def key_tensors(gm: fx.GraphModule) -> dict[str, int]:
     return {name: axis for name, axis in axes.items() if axis is not None}
 
 
-def center_keys(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> CenterKeysReport:
+def center_keys(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> Report[CenteredKeys]:
     """Subtract from each key channel its mean over tokens and samples, by way of the bias of its linear.
 
     A row of logits is `q (K - 1 m)^T = q K^T - (q m^T) 1^T`: all its entries lose the same number, which softmax does
@@ -97,7 +85,7 @@ def center_keys(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics])
         before = _width(seen.low[rows], seen.high[rows])
         after = _width((seen.low - offset)[rows], (seen.high - offset)[rows])
         done.append(CenteredKeys(site.index, found.node, before, after))
-    return CenterKeysReport(tuple(done), tuple(skipped))
+    return Report(tuple(done), tuple(skipped))
 
 
 def logit_ranges(gm: fx.GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> dict[int, tuple[float, float]]:
@@ -128,13 +116,26 @@ def _centerable(gm: fx.GraphModule, nodes: Mapping[str, fx.Node], site: Attentio
     while node.name != site.softmax:
         if not single_user(node):
             return f"{', '.join(sorted(u.name for u in node.users))} read the logits {node.name}"
-        node = next(iter(node.users))
-        if node.name != site.softmax and (op_kind(node) not in _HARMLESS or shape_of(node)[-1] != width):
+        source, node = node, next(iter(node.users))
+        if node.name != site.softmax and not (shape_of(node)[-1] == width and _harmless(gm, source, node)):
             return f"{node.name} lies between logits and softmax"
     bias = nodes[key.node].args[2] if len(nodes[key.node].args) > 2 else None
     if bias is not None and parameter(gm, nodes[key.node], "bias") is None:
         return f"the bias of {key.node} is computed"
     return key
+
+
+def _harmless(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> bool:
+    """Whether logits that lose a number along each row still do so, or become hidden, behind `node`."""
+    kind, others = op_kind(node), [a for a in node.args if a is not source]
+    if kind in ("mul", "div"):  # a factor of the row
+        even = all(not isinstance(a, fx.Node) or shape_of(a)[-1:] in ((), (1,)) for a in others)
+        return even and (kind == "mul" or node.args[0] is source)
+    if kind in ("where", "masked_fill"):
+        fill = others[-1] if others else None
+        value = torch.tensor(fill) if isinstance(fill, (int, float)) else constant_of(gm, fill)
+        return value is not None and bool((value <= _HIDDEN).all())
+    return kind in ("add", "reshape")
 
 
 def _width(low: Tensor, high: Tensor) -> float:

@@ -18,21 +18,9 @@ from edgeq.graph.rewrite import aten, calls, constant_of, path_of, shape_of, sin
 from edgeq.graph.transforms.channels import ChannelStatistics
 from edgeq.graph.transforms.parameters import argument, parameter, set_parameter, store_constant
 from edgeq.graph.transforms.projections import channel_axis, readers
+from edgeq.graph.transforms.report import Skipped
 
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A place that a transform left as it was.
-
-    Args:
-        name: Node.
-        reason: Why, for people.
-    """
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +189,8 @@ def _site(gm: fx.GraphModule, node: fx.Node) -> NormSite | str:
         if argument(node, "weight") is not None and not own:
             return "its gain is computed"
         own_bias = node.target is aten.layer_norm.default and argument(node, "bias") is not None
+        if own_bias and parameter(gm, node, "bias") is None:
+            return "its shift is computed"
         gain, offset = node if own else None, node if own_bias else None
     else:
         gain = offset = None

@@ -65,8 +65,8 @@ def set_parameter(gm: fx.GraphModule, node: fx.Node, name: str, value: Tensor) -
 
 def store_constant(gm: fx.GraphModule, path: str, value: Tensor, before: fx.Node) -> fx.Node:
     """A new constant under `path`, numbered if that is taken, as a node before `before`."""
-    free = _free(gm, path)
-    _store(gm, free, value.detach().to(torch.float32).contiguous())
+    free, value = _free(gm, path), value.detach().to(torch.float32).contiguous()
+    _store(gm, free, value)
     with gm.graph.inserting_before(before):
         node = gm.graph.create_node("get_attr", free, name=re.sub(r"\W+", "_", free))
     node.meta["val"] = value

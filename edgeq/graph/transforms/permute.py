@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from edgeq.errors import UsageError
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.rewrite import aten, calls, shape_of, single_user
-from edgeq.graph.transforms.norm_sites import Skipped
 from edgeq.graph.transforms.parameters import argument, parameter, set_parameter
 from edgeq.graph.transforms.projections import number_factor
+from edgeq.graph.transforms.report import Report, Skipped
 from edgeq.quant.uniform import fake_quantize
 from edgeq.quant.weights import weight_qparams
 from edgeq.spec import PerGroup, QuantSpec
@@ -61,19 +61,6 @@ class Permuted:
     after: float
 
 
-@dataclass(frozen=True)
-class PermuteReport:
-    """What `sort_by_range` did.
-
-    Args:
-        pairs: Reordered pairs.
-        skipped: Consumers left as they were.
-    """
-
-    pairs: tuple[Permuted, ...]
-    skipped: tuple[Skipped, ...]
-
-
 def channel_pairs(gm: fx.GraphModule) -> tuple[ChannelPair, ...]:
     """All pairs of layers between which the channels can be reordered for free.
 
@@ -108,7 +95,7 @@ def permute_channels(gm: fx.GraphModule, pair: ChannelPair, order: Tensor) -> No
     set_parameter(gm, nodes[pair.consumer], "weight", weight[:, order])
 
 
-def sort_by_range(gm: fx.GraphModule, spec: QuantSpec) -> PermuteReport:
+def sort_by_range(gm: fx.GraphModule, spec: QuantSpec) -> Report[Permuted]:
     """Sort the channels before each layer by the range of its weights there, where that lowers the error of its grid.
 
     Source: the channel reordering of RPTQ (Yuan et al., arXiv:2304.01089), done on weights, for grids with one scale
@@ -140,7 +127,7 @@ def sort_by_range(gm: fx.GraphModule, spec: QuantSpec) -> PermuteReport:
             done.append(Permuted(pair.consumer, before, after))
         else:
             skipped.append(Skipped(pair.consumer, "sorting does not lower the error of its weight"))
-    return PermuteReport(tuple(done), tuple(skipped))
+    return Report(tuple(done), tuple(skipped))
 
 
 def _error(weight: Tensor, spec: QuantSpec) -> float:

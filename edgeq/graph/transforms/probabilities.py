@@ -10,7 +10,7 @@ from torch import fx
 from edgeq.graph.bounds import set_bounds
 from edgeq.graph.recognize import attention_sites
 from edgeq.graph.rewrite import aten, call, refresh, supersede
-from edgeq.graph.transforms.norm_sites import Skipped
+from edgeq.graph.transforms.report import Skipped
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def split_probabilities(gm: fx.GraphModule) -> SplitReport:
 
     Each part fits a grid of its own: steps of `t / 255` for the many small probabilities, steps of `1 / 255` for the
     few large ones, where the first part is at its end. This is the twin uniform quantizer of PTQ4ViT (Yuan et al.,
-    arXiv:2111.12293, section 4.1) in plain operations, two integer matmuls and a sum, instead of codes with a range
-    flag. Deviation: the threshold is fixed by the number of keys, not searched.
+    arXiv:2111.12293) in plain operations, two integer matmuls and a sum, instead of codes with a range flag. Deviation:
+    the threshold is fixed by the number of keys, not searched.
 
     Args:
         gm: Canonical graph, changed in place; refreshed afterwards. The bounds of both parts are noted on them, so

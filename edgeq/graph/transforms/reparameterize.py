@@ -12,7 +12,8 @@ from torch import fx
 
 from edgeq.errors import UsageError, unknown_name
 from edgeq.graph.transforms.channels import ChannelStatistics
-from edgeq.graph.transforms.norm_sites import Skipped, norm_sites, shift_and_scale, statistics_of
+from edgeq.graph.transforms.norm_sites import norm_sites, shift_and_scale, statistics_of
+from edgeq.graph.transforms.report import Report, Skipped
 from edgeq.quant.uniform import qparams_from_range
 from edgeq.spec import PerChannel, PerTensor, QParams, QuantSpec
 
@@ -36,25 +37,12 @@ class Reparameterized:
     largest: float
 
 
-@dataclass(frozen=True)
-class ReparameterizeReport:
-    """What `reparameterize` did.
-
-    Args:
-        sites: Normalizations with their shared grids.
-        skipped: Normalizations left as they were.
-    """
-
-    sites: tuple[Reparameterized, ...]
-    skipped: tuple[Skipped, ...]
-
-
 def reparameterize(
     gm: fx.GraphModule,
     statistics: Mapping[str, ChannelStatistics],
     spec: QuantSpec,
     factor: Factor = "mean",
-) -> ReparameterizeReport:
+) -> Report[Reparameterized]:
     """Give the channels of each normalization one grid, moving their own scales and zero points into the linears.
 
     With scales s and zero points z of the channels, `s~ = mean(s)`, `z~ = round(mean(z))`, `r1 = s / s~` and
@@ -95,4 +83,4 @@ def reparameterize(
         site = shift_and_scale(gm, site, scales * (zeros - zero), ratio)
         qparams = QParams(spec, np.asarray(shared), np.asarray(int(zero)))
         done.append(Reparameterized(site.output, qparams, float(ratio.min()), float(ratio.max())))
-    return ReparameterizeReport(tuple(done), tuple(left))
+    return Report(tuple(done), tuple(left))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from edgeq.graph.rewrite import aten, call, fetch, refresh, supersede
-from edgeq.graph.transforms.norm_sites import Skipped
 from edgeq.graph.transforms.parameters import argument, parameter, set_parameter, store_constant
+from edgeq.graph.transforms.report import Skipped
 from edgeq.graph.transforms.stream import NormRead, Stream, residual_streams
 from edgeq.quant.hadamard import rotation
 

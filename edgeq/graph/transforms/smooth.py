@@ -16,7 +16,6 @@ from edgeq.graph.recognize import attention_sites
 from edgeq.graph.transforms.channels import ChannelStatistics
 from edgeq.graph.transforms.norm_sites import (
     NormSite,
-    Skipped,
     adapt_columns,
     norm_sites,
     shift_and_scale,
@@ -25,6 +24,7 @@ from edgeq.graph.transforms.norm_sites import (
 from edgeq.graph.transforms.parameters import parameter, set_parameter
 from edgeq.graph.transforms.permute import HOMOGENEOUS, ChannelPair, channel_pairs
 from edgeq.graph.transforms.projections import Projection, attention_projections, channel_axis, number_factor
+from edgeq.graph.transforms.report import Report, Skipped
 from edgeq.quant.uniform import fake_quantize, qparams_from_range
 from edgeq.quant.weights import weight_qparams
 from edgeq.spec import QuantSpec
@@ -54,19 +54,6 @@ class Smoothed:
     after: float
 
 
-@dataclass(frozen=True)
-class SmoothReport:
-    """What `smooth` did.
-
-    Args:
-        sites: Smoothed tensors.
-        skipped: Places left as they were.
-    """
-
-    sites: tuple[Smoothed, ...]
-    skipped: tuple[Skipped, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class _Site:
     """A tensor that can be smoothed.
@@ -93,7 +80,7 @@ def smooth(
     activation: QuantSpec,
     alpha: float | Literal["auto"] = "auto",
     shift: bool = False,
-) -> SmoothReport:
+) -> Report[Smoothed]:
     """Divide activation channels by `max|X|^alpha / max|W|^(1 - alpha)` and multiply the weights by it.
 
     Exact are three places: a normalization read by linears; the values of an attention and the linear after it, since
@@ -139,7 +126,7 @@ def smooth(
         scale = options[best]
         site.apply(offset, scale)
         done.append(Smoothed(site.tensor, best, float(scale.min()), float(scale.max()), before, errors[best]))
-    return SmoothReport(tuple(done), tuple(skipped))
+    return Report(tuple(done), tuple(skipped))
 
 
 def smoothing_tensors(gm: fx.GraphModule) -> dict[str, int]:
@@ -278,12 +265,12 @@ def _scale_rows(gm: fx.GraphModule, node: fx.Node, rows: Tensor, shift: Tensor, 
     """Make output channel `rows[i]` of a layer `(y + shift[i]) / scale[i]`."""
     weight, bias = parameter(gm, node, "weight"), parameter(gm, node, "bias")
     assert weight is not None
-    wide = weight.double()
+    wide = weight.to(torch.float64, copy=True)
     wide[rows] /= scale.reshape(-1, *[1] * (weight.dim() - 1))
     set_parameter(gm, node, "weight", wide)
     if bias is None and not bool(shift.any()):
         return
-    start = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.double()
+    start = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.to(torch.float64, copy=True)
     start[rows] = (start[rows] + shift) / scale
     set_parameter(gm, node, "bias", start)
 

@@ -15,8 +15,8 @@ from edgeq.graph.transforms.balance import balance_hidden, balance_stems, hidden
 from edgeq.graph.transforms.channels import channel_statistics
 from edgeq.graph.transforms.heads import head_tensors, rotate_heads, scale_heads
 from edgeq.graph.transforms.keys import center_keys, key_tensors
-from edgeq.graph.transforms.norm_sites import Skipped
 from edgeq.graph.transforms.probabilities import split_probabilities
+from edgeq.graph.transforms.report import Skipped
 from edgeq.graph.transforms.rotate import RotationReport, rotate_streams
 
 HEADS_EVERY = 4
@@ -93,8 +93,8 @@ def fit_transformer(
         _rotated(streams),
         Applied("rotate heads", len(heads.sites), heads.skipped),
         Applied("centre keys", len(keys.sites), keys.skipped),
-        Applied("balance hidden layers", len(hidden.layers), hidden.skipped),
-        Applied("balance stems", len(stem.layers), stem.skipped),
+        Applied("balance hidden layers", len(hidden.sites), hidden.skipped),
+        Applied("balance stems", len(stem.sites), stem.skipped),
         Applied("scale heads", len(scaled.sites), scaled.skipped),
         Applied("split probabilities", len(split.thresholds), split.skipped),
     )

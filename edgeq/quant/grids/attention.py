@@ -202,9 +202,9 @@ def choose_attention(
 def integer_product(codes: Tensor, v_codes: Tensor, table: IntegerTable) -> tuple[Tensor, Tensor]:
     """What an integer kernel accumulates: products and row sums, int64 `(..., T, D)` and `(..., T)`.
 
-    The sum is what a column of ones in V gives. With symmetric values of scale `s` the output is
-    `s * products / sums` after division by the row sum, and `s * table.scale * products` without it, plus
-    `table.offset` times the column sums of V.
+    The sum is what a column of ones in V gives. With symmetric values of scale `s`, whose codes have the column sums
+    `c`, the output is `s * (table.scale * products + table.offset * c)`; where it is divided by the row sum, that is
+    `table.scale * sums + table.offset * K`.
 
     Args:
         codes: Codes of the probabilities, integers `(..., T, K)`.

@@ -28,7 +28,8 @@ class IntegerTable:
 
     Args:
         values: int32 `(n,)`, each within a signed integer of `width` bits.
-        scale: Positive; of a logarithmic grid a power of two times the largest level, so that it is a shift.
+        scale: Positive; of a grid of powers of two (`log2`, `sulq`) a power of two times its limit, so that it is a
+            shift.
         offset: Added to every level. It leaves the inner loop: `sum_j V_j * offset` is one constant per output column.
         width: Bits of a value, sign included.
         exact: No level was rounded; otherwise each is at most `scale / 2` away.

@@ -83,7 +83,8 @@ def limits(x: Tensor) -> list[float]:
     x = require_finite(x)
     top = float(x.amax())
     ends = {top, *(quantile(x, share) for share in (0.999, 0.9999, 0.99999))}
-    return sorted({1.0, *(end for end in ends if end > 0)} if top <= 1 else ends, reverse=True)
+    positive = {end for end in ends if end > 0}  # quantiles of values that are nearly all zero are not
+    return sorted({1.0, *positive} if top <= 1 else positive, reverse=True)
 
 
 @dataclass(frozen=True)

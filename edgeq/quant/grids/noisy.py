@@ -118,7 +118,7 @@ def _misfit(message: str) -> UsageError:
 
 
 def _search(error: Callable[[float], float], start: float, low: float, high: float) -> float:
-    """The best of `start` and 32 even values, then twice of 9 around the best; the first of equals."""
+    """The best of `start` and 33 even values, then twice of 9 around the best; the first of equals."""
     best, least = start, error(start)
     values = np.linspace(low, high, 33)
     step = (high - low) / 32

@@ -1,6 +1,6 @@
 """Twin uniform grids: one bit chooses between two uniform ranges, the others count steps.
 
-Source: PTQ4ViT (Yuan et al., ECCV 2022, arXiv 2111.12293), section 3.2. Deviations: a value takes the range whose level
+Source: PTQ4ViT (Yuan et al., ECCV 2022, arXiv 2111.12293). Deviations: a value takes the range whose level
 is nearer, where the released code adds the two ranges; and the ratio of the ranges is searched together with the step,
 as the OPT-m of MPTQ-ViT describes, instead of fixing the upper end at 1.
 """

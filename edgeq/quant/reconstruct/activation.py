@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeq.errors import UsageError
+from edgeq.quant.rounding.soft import round_straight
 from edgeq.quant.uniform import fake_quantize
 from edgeq.spec import PerChannel, PerTensor, QParams
 
@@ -65,9 +66,7 @@ class LearnedScale(nn.Module):
         start = torch.from_numpy(self.start.scale).reshape(shape)
         zero_point = torch.from_numpy(self.start.zero_point).reshape(shape).float()
         scale = start * self.log_factor.reshape(shape).exp()
-        steps = x / scale
-        steps = steps + (torch.round(steps) - steps).detach()
-        codes = torch.clamp(steps + zero_point, spec.qmin, spec.qmax)
+        codes = torch.clamp(round_straight(x / scale) + zero_point, spec.qmin, spec.qmax)
         quantized: Tensor = (codes - zero_point) * scale
         if drop == 0:
             return quantized

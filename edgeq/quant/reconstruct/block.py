@@ -197,8 +197,9 @@ class _Work:
         ]
 
     def fixed(self) -> dict[str, Tensor]:
-        """What the block holds, for its identity."""
-        return {**dict(self._block.named_parameters()), **dict(self._block.named_buffers())}
+        """What the block holds and what its weights are rounded from, for the identity of the work."""
+        held = {**dict(self._block.named_parameters()), **dict(self._block.named_buffers())}
+        return {**held, **{f"target of {name}": rounding.target for name, rounding in self._roundings.items()}}
 
     def objective(self, step: Step) -> Tensor:
         generator, drop = step.generator, self._settings.drop

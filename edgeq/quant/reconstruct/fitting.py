@@ -58,7 +58,7 @@ class FitSettings:
             )
 
     def split(self, samples: int) -> tuple[Tensor, Tensor]:
-        """Numbers of the samples to train on, and of those held out: their share, but 4, or half of fewer than 8.
+        """Numbers of the samples to train on, and of those held out: their share, at least 4, or half of fewer than 8.
 
         Raises:
             DataError: There are fewer than two samples.

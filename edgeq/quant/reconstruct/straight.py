@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgeq.quant.rounding.soft import SoftRounding
+from edgeq.quant.rounding.soft import SoftRounding, round_straight
 from edgeq.spec import QParams
 
 
@@ -28,8 +28,7 @@ class StraightThrough(SoftRounding):
 
     def _codes(self) -> Tensor:
         steps = self.target * (1.0 / self.grid.scale) + self.shift
-        rounded = steps + (torch.round(steps) - steps).detach()
-        return torch.clamp(rounded + self.grid.zero, self.grid.qmin, self.grid.qmax)
+        return torch.clamp(round_straight(steps) + self.grid.zero, self.grid.qmin, self.grid.qmax)
 
     def weight(self) -> Tensor:
         """The fake-quantized weight."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -74,9 +75,6 @@ def reestimate_batch_norm(
     if not batches:
         raise UsageError("batch norms need data to be re-estimated from", code="EQ-U244", hint="give a batch or more")
     judge = holdout or batches
-    old = {
-        name: (_buffer(norm.running_mean).clone(), _buffer(norm.running_var).clone()) for name, norm in norms.items()
-    }
     before = _output_error(module, reference, judge)
     pooled = {name: _Pooled() for name in norms}
     with evaluation_mode(module), ExitStack() as hooks:
@@ -88,14 +86,25 @@ def reestimate_batch_norm(
             if progress is not None:
                 progress(1)
     seen = {name: norm for name, norm in norms.items() if pooled[name].count}
-    for name, norm in seen.items():
-        _set(norm, pooled[name].mean, pooled[name].variance)
-    after = _output_error(module, reference, judge)
-    if not after < before:
-        for name, norm in norms.items():
-            _set(norm, *old[name])
-        return BatchNormRepair(tuple(seen), before, before, applied=False)
-    return BatchNormRepair(tuple(seen), before, after, applied=True)
+    after = _try([(norm, pooled[name]) for name, norm in seen.items()], before, module, reference, judge)
+    return BatchNormRepair(tuple(seen), before, min(after, before), applied=after < before)
+
+
+def _try(
+    found: Sequence[tuple[_BatchNorm, _Pooled]], before: float, module: nn.Module, reference: nn.Module, judge: Batches
+) -> float:
+    """Set new statistics and return the output error with them; the old ones come back where it does not fall."""
+    old = [(_buffer(norm.running_mean).clone(), _buffer(norm.running_var).clone()) for norm, _ in found]
+    for norm, pooled in found:
+        _set(norm, pooled.mean, pooled.variance)
+    after = math.inf
+    try:
+        after = _output_error(module, reference, judge)
+    finally:
+        if not after < before:
+            for (norm, _), values in zip(found, old, strict=True):
+                _set(norm, *values)
+    return after
 
 
 class _Pooled:

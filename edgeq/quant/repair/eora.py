@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from edgeq.errors import UsageError
-from edgeq.quant.repair.linear import output_errors
 from edgeq.quant.rounding.grid import require_matrix
-from edgeq.quant.rounding.moments import LayerMoments, Moments
-from edgeq.quant.rounding.second_order import mean_bias
+from edgeq.quant.rounding.moments import LayerMoments, Moments, fit_and_judge
+from edgeq.quant.rounding.second_order import excess_error
 
 MAX_COMPENSATED = 3
 """Layers that may get a branch: each costs two more kernel launches and float multiplications on the device."""
@@ -26,7 +25,7 @@ class LowRank:
     Args:
         up: Float32 `(O, rank)`, orthonormal columns.
         down: Float32 `(rank, I)`.
-        before: Output error without the branch, means matched; see `output_errors`.
+        before: Output error without the branch, means matched; see `excess_error`.
         after: Output error with it.
         macs: Extra multiply-accumulates for each row of inputs, which is also the number of extra weights.
         share: `macs` over those of the layer itself.
@@ -69,13 +68,12 @@ def eora(weight: Tensor, quantized: Tensor, moments: Moments | LayerMoments, ran
             code="EQ-U244",
             hint=f"use a rank of 1 to {limit}" if limit else "keep this small layer at more bits instead",
         )
-    fit = moments.train if isinstance(moments, LayerMoments) else moments
-    judge = moments.holdout if isinstance(moments, LayerMoments) and moments.holdout.rows else fit
-    before = _centred_error(weight, quantized, judge)
+    fit, judge = fit_and_judge(moments)
+    before = excess_error(weight, quantized, judge)
     error = weight.to(torch.float64) - quantized.to(torch.float64)
     leading = torch.linalg.eigh(error @ fit.covariance() @ error.T).eigenvectors[:, -rank:].flip(1)
     up, down = leading.to(torch.float32).contiguous(), (leading.T @ error).to(torch.float32)
-    after = _centred_error(weight, quantized.to(torch.float64) + up.double() @ down.double(), judge)
+    after = excess_error(weight, quantized.to(torch.float64) + up.double() @ down.double(), judge)
     if not after < before - 1e-9 * abs(before):
         return None
     return LowRank(up, down, before, after, macs, macs / (outputs * inputs))
@@ -115,8 +113,3 @@ def compensate(
     ranked = sorted(known, key=lambda name: -scores[name])[:limit]
     found = {name: eora(*layers[name], rank) for name in ranked}
     return {name: branch for name, branch in found.items() if branch is not None}
-
-
-def _centred_error(weight: Tensor, quantized: Tensor, moments: Moments) -> float:
-    matched = mean_bias(weight, quantized, moments)
-    return float(output_errors(weight, quantized, moments, quantized_bias=matched).sum())

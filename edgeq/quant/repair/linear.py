@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeq.errors import UsageError
 from edgeq.quant.rounding.grid import require_matrix
-from edgeq.quant.rounding.moments import LayerMoments, Moments
+from edgeq.quant.rounding.moments import LayerMoments, Moments, fit_and_judge
 from edgeq.quant.rounding.second_order import mean_bias
 from edgeq.quant.uniform import dequantize
 from edgeq.spec import PerChannel, PerGroup, QParams
@@ -110,7 +110,7 @@ def correct_bias(
         UsageError: The shapes do not fit.
         ModelError: A weight holds NaN or infinity.
     """
-    fit, judge = _split(moments)
+    fit, judge = fit_and_judge(moments)
     old = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.to(torch.float64)
     chosen, before, after = _match(weight, quantized, fit, judge, old)
     return BiasRepair(chosen, float(before.sum()), float(after.sum()))
@@ -128,7 +128,7 @@ def tune_scales(
 ) -> ScaleRepair:
     """Multiply the scale of each output so that its values fit the float output best; codes stay as they are.
 
-    Least squares in closed form: `m = cov(W xq', W x) / var(W' xq)` for each output (for the whole tensor on a
+    Least squares in closed form: `m = cov(W' xq, W x) / var(W' xq)` for each output (for the whole tensor on a
     per-tensor grid), the half-step of decoupleQ's alternation (arXiv 2404.12759) that holds the integers. The bias
     follows as in `correct_bias`. An output whose error on the held-out rows does not fall further keeps its scale.
 
@@ -151,7 +151,7 @@ def tune_scales(
             code="EQ-U244",
             hint="use one scale per output channel",
         )
-    fit, judge = _split(moments)
+    fit, judge = fit_and_judge(moments)
     old = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.to(torch.float64)
     w, q = weight.to(torch.float64), dequantize(codes, qparams).to(torch.float64)
     chosen, before, matched = _match(w, q, fit, judge, old)
@@ -189,13 +189,6 @@ def _multiplier(w: Tensor, q: Tensor, moments: Moments, *, whole: bool, centred:
         own, shared = own.sum(), shared.sum()
     usable = (own > 0) & (shared > 0)
     return torch.where(usable, shared / torch.where(usable, own, 1.0), 1.0)
-
-
-def _split(moments: Moments | LayerMoments) -> tuple[Moments, Moments]:
-    """Rows to fit to and rows to judge by; the same where none are held out."""
-    if isinstance(moments, Moments):
-        return moments, moments
-    return moments.train, moments.holdout if moments.holdout.rows else moments.train
 
 
 def _better(before: Tensor, after: Tensor) -> Tensor:

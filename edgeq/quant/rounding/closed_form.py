@@ -52,10 +52,10 @@ def coordinate(problem: LayerProblem, effort: Effort | None = None) -> Rounded:
     train, total = problem.moments.train, problem.moments.total
     grid = WeightGrid.of(problem.qparams, problem.goal)
 
-    def refined(moments_codes: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    def refined(codes: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
         damped = covariance.clone()
         damped.diagonal().add_(_DAMPING * damped.diagonal().mean())
-        return refine(moments_codes, problem.goal, grid, damped, moves)
+        return refine(codes, problem.goal, grid, damped, moves)
 
     centred = problem.adjust_bias
     if problem.moments.holdout.mass > 0:

@@ -21,7 +21,7 @@ from edgeq.spec import PerChannel, PerTensor, QParams
 _ROUNDS = 4
 _MOVES = 100
 _DAMPING = 0.01
-_TRAVEL = 4.0  # a scale stays within this factor of where it started
+_TRAVEL = 4.0  # in each round a scale stays within this factor of the one before
 _ROWS_AT_ONCE = 128
 
 

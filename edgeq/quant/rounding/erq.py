@@ -21,8 +21,8 @@ def erq(problem: LayerProblem, effort: Effort | None = None) -> Rounded:
     """Ridge regression against the input error (Aqer), then rounding by halves (Wqer).
 
     Aqer is `retarget`: it predicts the same output by the same regression, but on centred moments, and the strength
-    comes from held-out rows instead of a constant (1e3 to 2e3 times the mean of a sum-normalized Gram matrix), which
-    over-fits small calibration sets. It is left out when the problem brings a target.
+    comes from held-out rows instead of a constant (1e3 to 2e3 on a Gram matrix of sums), which over-fits small
+    calibration sets. It is left out when the problem brings a target.
 
     Args:
         problem: The layer.

@@ -19,6 +19,7 @@ _ITERATIONS = {"adaround": 1000, "flexround": 500, "signround": 200}
 _CHECKS = 20
 
 
+@torch.enable_grad()  # whoever rounds a whole graph does it without gradients
 def learn(problem: LayerProblem, effort: Effort | None = None, *, kind: str) -> Rounded:
     """Train a soft rounding on the training rows; return the best codes met, judged on the held-out rows.
 

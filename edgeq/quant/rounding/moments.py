@@ -80,11 +80,6 @@ class Moments:
         return self.gram.shape[0]
 
     @property
-    def cross(self) -> Tensor:
-        """`sum w xq^T x`, `(I, I)`."""
-        return self.gram + self.drift
-
-    @property
     def mean_q(self) -> Tensor:
         """Mean quantized input, `(I,)`; zero without rows."""
         return self.sum_q / self.mass if self.mass > 0 else self.sum_q
@@ -178,6 +173,11 @@ class LayerMoments:
         """Moments of all rows, for what needs no choice."""
         return self.train.merge(self.holdout) if self.holdout.rows else self.train
 
+    @property
+    def judge(self) -> Moments:
+        """Moments to judge a fit by: the held-out rows, the training rows when none are held out."""
+        return self.holdout if self.holdout.mass > 0 else self.train
+
     def update(
         self, xq: Tensor, x: Tensor | None = None, weights: Tensor | None = None, *, holdout: bool | None = None
     ) -> None:
@@ -218,6 +218,11 @@ class LayerMoments:
 def all_rows(moments: Moments | LayerMoments) -> Moments:
     """The moments of all rows, held out or not."""
     return moments.total if isinstance(moments, LayerMoments) else moments
+
+
+def fit_and_judge(moments: Moments | LayerMoments) -> tuple[Moments, Moments]:
+    """Rows to fit to and rows to judge by; the same where none are held out."""
+    return (moments.train, moments.judge) if isinstance(moments, LayerMoments) else (moments, moments)
 
 
 def _sums(q: Tensor, d: Tensor | None, w: Tensor | None) -> Moments:

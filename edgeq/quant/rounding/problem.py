@@ -63,11 +63,6 @@ class LayerProblem:
         """The weight to round: `target`, or `weight`."""
         return self.weight if self.target is None else self.target
 
-    @property
-    def tests(self) -> Moments:
-        """Moments to judge a rounding by: the held-out rows, all rows when none are held out."""
-        return self.moments.holdout if self.moments.holdout.mass > 0 else self.moments.train
-
     def retargeted(self) -> tuple[LayerProblem, Retargeted]:
         """The problem with its target set by `retarget`, and what that found."""
         found = retarget(self.weight, self.moments, centred=self.adjust_bias)
@@ -83,7 +78,7 @@ class LayerProblem:
 
     def error(self, quantized: Tensor, moments: Moments | None = None) -> float:
         """Output error of a rounded weight `(O, I)` up to a constant, by default on the rows that judge."""
-        return excess_error(self.weight, quantized, moments or self.tests, centred=self.adjust_bias)
+        return excess_error(self.weight, quantized, moments or self.moments.judge, centred=self.adjust_bias)
 
 
 @dataclass(frozen=True, eq=False)

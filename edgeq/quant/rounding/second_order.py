@@ -149,7 +149,12 @@ def retarget(
 
     The strength is the one of `shrink`, or no step at all, with the least error on the held-out rows; the winner is
     then fitted again to all rows. Without held-out rows the strongest one is used if there are at least 4 rows for
-    each input, else none. Input channels with fewer training rows than 4 per input rely on the hold-out to stop.
+    each input, else none.
+
+    What falls is the error of this layer's output over all rows together. The network's output may hang on few of
+    them, such as a class token, which need not gain: the mean over networks gains, a single small one may not. To ask
+    that the rounded target beats the rounded weight on the held-out rows is no guard, since it does in nearly every
+    layer; only the network's output can tell.
 
     Args:
         weight: `(O, I)`, the float weight.
@@ -211,9 +216,14 @@ def excess_error(weight: Tensor, quantized: Tensor, moments: Moments | LayerMome
         quantized: Values of the rounded weight `(O, I)`.
         moments: The inputs.
         centred: Assume that the bias is matched to the means.
+
+    Raises:
+        UsageError: Shapes do not fit.
+        ModelError: A weight holds NaN or infinity.
     """
-    w = weight.to(torch.float64)
-    return _step_error(w, quantized.to(torch.float64) - w, all_rows(moments), centred=centred)
+    rows, w = all_rows(moments), weight.to(torch.float64)
+    _require_pair(weight, quantized, rows)
+    return _step_error(w, quantized.to(torch.float64) - w, rows, centred=centred)
 
 
 @torch.no_grad()
@@ -236,15 +246,8 @@ def mean_bias(weight: Tensor, quantized: Tensor, moments: Moments | LayerMoments
         ModelError: A weight holds NaN or infinity.
     """
     rows = all_rows(moments)
-    require_matrix(weight)
-    require_matrix(quantized)
     start = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.to(torch.float64)
-    if weight.shape != quantized.shape or weight.shape[1] != rows.width or start.shape != weight.shape[:1]:
-        raise UsageError(
-            f"weights {tuple(weight.shape)} and {tuple(quantized.shape)}, bias {tuple(start.shape)} and "
-            f"{rows.width} inputs do not fit",
-            code="EQ-U222",
-        )
+    _require_pair(weight, quantized, rows, start)
     return start + weight.to(torch.float64) @ rows.mean_x - quantized.to(torch.float64) @ rows.mean_q
 
 
@@ -253,6 +256,20 @@ def _step_error(weight: Tensor, step: Tensor, moments: Moments, *, centred: bool
     own = (step @ moments.covariance(centred=centred) * step).sum()
     shared = (step @ moments.drift_covariance(centred=centred) * weight).sum()
     return float(own - 2 * shared)
+
+
+def _require_pair(weight: Tensor, quantized: Tensor, moments: Moments, bias: Tensor | None = None) -> None:
+    """Raise unless a float weight, its rounded values, its bias and the moments of its inputs fit each other."""
+    require_matrix(weight)
+    require_matrix(quantized)
+    shapes = [tuple(t.shape) for t in (weight, quantized, *(() if bias is None else (bias,)))]
+    fits = weight.shape == quantized.shape and weight.shape[1] == moments.width
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
+        raise UsageError(
+            f"weights and bias of shapes {shapes} and {moments.width} inputs do not fit",
+            code="EQ-U222",
+            hint="give the values, not the codes, of the same layer",
+        )
 
 
 def _covariance(weight: Tensor, moments: Moments, *, centred: bool) -> Tensor:

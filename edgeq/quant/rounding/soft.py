@@ -1,8 +1,9 @@
 """Differentiable rounding of one weight: what AdaRound, FlexRound and SignRound learn, for layers and for blocks.
 
 A soft rounding starts at (or near) nearest rounding. Whoever trains it runs the layer with `weight()`, adds
-`regularizer(progress)` to a loss that was 1 at nearest rounding, calls `backward()` and steps a `Descent`; `codes()`
-and `qparams()` are the result at any moment. Weights may have any shape.
+`regularizer(progress)` to a loss that was 1 at nearest rounding, calls `backward()` and steps a `Descent` (blocks are
+trained by `edgeq.quant.reconstruct.fit`, with a schedule of its own); `codes()` and `qparams()` are the result at any
+moment. Weights may have any shape.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class SoftRounding(nn.Module, ABC):
     """Step by the sign of the gradient instead of by Adam."""
 
     decay = True
-    """Let the step size fall to 0 linearly."""
+    """Let the step size of a `Descent` fall to 0 linearly."""
 
     def __init__(self, weight: Tensor, qparams: QParams) -> None:
         super().__init__()
@@ -162,7 +163,7 @@ class FlexRound(SoftRounding):
         divisor = self.log_divisor
         for factor in self.log_factors:
             divisor = divisor + factor
-        codes = torch.clamp(_round(self.target / (scale * divisor.exp())) + grid.zero, grid.qmin, grid.qmax)
+        codes = torch.clamp(round_straight(self.target / (scale * divisor.exp())) + grid.zero, grid.qmin, grid.qmax)
         return scale, codes - grid.zero
 
     def weight(self) -> Tensor:
@@ -216,12 +217,12 @@ class SignRound(SoftRounding):
             return start * self.clip_high, torch.zeros_like(start)
         low, high = self._low * self.clip_low, self._high * self.clip_high
         scale = (high - low) / (spec.qmax - spec.qmin)
-        return scale, torch.clamp(_round(spec.qmin - low / scale), spec.qmin, spec.qmax)
+        return scale, torch.clamp(round_straight(spec.qmin - low / scale), spec.qmin, spec.qmax)
 
     def _steps(self) -> tuple[Tensor, Tensor, Tensor]:
         """Spread scales, spread zero points and codes."""
         scale, zero = (spread(v, self.start, self.target.shape) for v in self._grid())
-        codes = torch.clamp(_round(self.target / scale + self.shift) + zero, self.grid.qmin, self.grid.qmax)
+        codes = torch.clamp(round_straight(self.target / scale + self.shift) + zero, self.grid.qmin, self.grid.qmax)
         return scale, zero, codes
 
     def weight(self) -> Tensor:
@@ -300,6 +301,6 @@ class Descent:
             rounding.project()
 
 
-def _round(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes as if it did not round."""
+def round_straight(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes as if it did not round (Bengio et al. 2013, arXiv 1308.3432)."""
     return x + (torch.round(x) - x).detach()

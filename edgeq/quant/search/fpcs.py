@@ -64,7 +64,7 @@ def fpcs(errors: PairErrors, scales: ArrayLike, partners: ArrayLike, budget: Fpc
     AdaLog (Wu et al. 2024, arXiv 2407.12951, algorithm 1): try the whole coarse grid `scales x partners`, keep the
     best, surround each survivor with finer scales that span one step of the grid before, and repeat. Deviations:
     survivors stay in the race beside their offspring, so that the result is never worse than the best of the coarse
-    grid; the step afterwards is the distance of the new scales.
+    grid; the step afterwards is the distance of neighbouring scales, new or kept.
 
     Args:
         errors: The objective.
@@ -95,7 +95,7 @@ def fpcs(errors: PairErrors, scales: ArrayLike, partners: ArrayLike, budget: Fpc
         pool = np.concatenate([pool, fresh], axis=1)
         found = np.concatenate([found, np.asarray(errors(fresh[0], fresh[1]))])
         evaluations += fresh.shape[1]
-        step /= each - 1
+        step /= max(each - 1, 2)  # two new scales lie half a step from their survivor on either side
     winner = int(np.argmin(found))
     return PairChoice(float(pool[0, winner]), float(pool[1, winner]), float(found[winner]), evaluations)
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeq.errors import InternalError, ModelError, UsageError, unknown_name
+from edgeq.errors import InternalError, ModelError
 from edgeq.progress import Advance
 from edgeq.quant.evaluation import evaluation_mode
+from edgeq.quant.sensitivity.request import require_request
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,7 @@ def hessian_trace(
         ModelError: The loss is not a finite number, or cannot be differentiated twice.
     """
     known = dict(module.named_parameters())
-    for name in names:
-        if name not in known:
-            raise unknown_name("parameter", name, known, code="EQ-U246")
-    if not names or not batches or probes < 1:
-        counts = f"{len(names)} parameters, {len(batches)} batches and {probes} probes"
-        raise UsageError(f"no trace can be estimated from {counts}", code="EQ-U246", hint="give at least one of each")
+    require_request("trace", "parameter", names, known, batches=len(batches), probes=probes)
     parameters = [known[name] for name in names]
     samples = torch.zeros(probes, len(names), dtype=torch.float64)
     with _differentiable(module, parameters):

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgeq.errors import ModelError, UsageError, unknown_name
+from edgeq.errors import ModelError
 from edgeq.progress import Advance
 from edgeq.quant.evaluation import evaluation_mode
+from edgeq.quant.losses import drawn_surprise
+from edgeq.quant.sensitivity.request import require_request
 
 
 def fisher_diagonal(
@@ -54,8 +56,7 @@ def fisher_diagonal(
         with _tapped(module, batch, names) as (logits, taps):
             log_p = torch.log_softmax(logits.double(), dim=-1).flatten(0, -2)
             for _ in range(draws):
-                labels = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
-                gradients = _gradients(-log_p.gather(1, labels).sum(), taps)
+                gradients = _gradients(drawn_surprise(log_p, generator), taps)
                 for name, gradient in gradients.items():
                     square = gradient.double().square().sum(0)
                     totals[name] = totals[name] + square if name in totals else square
@@ -107,12 +108,7 @@ def _require(module: nn.Module, batches: Sequence[tuple[Tensor, ...]], names: Se
     known = {name for name, _ in module.named_modules() if name}
     if isinstance(module, fx.GraphModule):
         known |= {node.name for node in module.graph.nodes if node.op != "output"}
-    for name in names:
-        if name not in known:
-            raise unknown_name("layer", name, known, code="EQ-U246")
-    if not names or not batches or draws < 1:
-        counts = f"{len(names)} layers, {len(batches)} batches and {draws} draws"
-        raise UsageError(f"no importance can be estimated from {counts}", code="EQ-U246", hint="give at least one each")
+    require_request("importance", "layer", names, known, batches=len(batches), draws=draws)
 
 
 @contextmanager
@@ -125,8 +121,9 @@ def _tapped(
     def tap(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.shape[:1] != batch[0].shape[:1]:
             raise ModelError(f"{name} gives no tensor with one entry a sample", code="EQ-M243", place=name)
-        taps[name] = value if value.requires_grad else value.requires_grad_()
-        return value.clone()  # what follows may work in place
+        # what does not depend on a parameter is an input or a constant, and not ours to change
+        taps[name] = value if value.requires_grad else value.detach().requires_grad_()
+        return taps[name].clone()  # what follows may work in place
 
     class Tapping(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:

@@ -11,13 +11,14 @@ from torch import Tensor, fx, nn
 
 from edgeq.errors import DataError, ModelError, UsageError
 from edgeq.exporters import get_exporter
+from edgeq.graph import reconstruct as module_of_reconstruct
 from edgeq.graph.batch import batched
 from edgeq.graph.blocks import blocks_of, extract
 from edgeq.graph.capture import capture
 from edgeq.graph.learn import LEAST_STEPS, blocks_to_learn, learn, steps_within
 from edgeq.graph.legalize import Legalized, legalize, observed
 from edgeq.graph.placement import Placement
-from edgeq.graph.reconstruct import Effort, Reconstruction, reconstruct, reconstructed
+from edgeq.graph.reconstruct import Effort, Reconstructed, Reconstruction, reconstruct, reconstructed
 from edgeq.graph.rewrite import fetch
 from edgeq.models.vit_nano import VitNano
 from edgeq.quant.calibrator import calibrate
@@ -72,6 +73,11 @@ class Case:
     placement: Placement
     legalized: Legalized
     samples: Tensor
+
+
+def refused(*_args: object) -> fx.GraphModule:
+    """`batched`, for a graph that it does not fit."""
+    raise ModelError("one by one", code="EQ-M320")
 
 
 def case(
@@ -225,6 +231,7 @@ def test_every_loss_never_ends_worse_on_held_out_samples(tiny: Case, loss: str) 
 def test_all_blocks_together(tiny: Case) -> None:
     found = reconstruct(tiny.graph, tiny.legalized, tiny.placement, tiny.samples, Reconstruction(None, QUICK))
     assert list(found.fits) == ["joint"]
+    assert {solved.note for solved in found.weights.values()} == {"straight in all blocks together"}
     assert set(found.weights) == set(tiny.placement.weights)
 
 
@@ -243,6 +250,38 @@ def test_a_network_without_batches_runs_one_by_one() -> None:
     c = case(Merged(), torch.randn(12, 4, 8), bits=8)
     found = reconstruct(c.graph, c.legalized, c.placement, c.samples, Reconstruction(QUICK))
     assert set(found.weights) == {"fc1", "fc2"}
+
+
+@pytest.mark.parametrize("loss", ["fisher", "features"])
+def test_losses_through_the_suffix_also_run_one_by_one(tiny: Case, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> Reconstructed:
+        effort = replace(QUICK, loss=loss)  # type: ignore[arg-type]
+        return reconstruct(tiny.graph, tiny.legalized, tiny.placement, tiny.samples, Reconstruction(effort))
+
+    together = found()
+    monkeypatch.setattr(module_of_reconstruct, "batched", refused)
+    single = found()
+    assert {n: f.start for n, f in single.fits.items()} == pytest.approx(
+        {n: f.start for n, f in together.fits.items()}, rel=1e-3
+    )
+    assert all(f.iterations == 12 for f in single.fits.values())
+
+
+def test_grids_are_learned_too_when_only_the_teacher_takes_no_batches(
+    tiny: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effort = Effort(replace(QUICK.settings, scale_rate=0.05), learn_biases=False)
+
+    def found() -> Reconstructed:
+        return reconstruct(tiny.graph, tiny.legalized, tiny.placement, tiny.samples, Reconstruction(effort))
+
+    monkeypatch.setattr(module_of_reconstruct, "batched", refused)
+    wanted = found()
+    calls = iter((batched, refused))
+    monkeypatch.setattr(module_of_reconstruct, "batched", lambda *args: next(calls)(*args))
+    mixed = found()
+    assert wanted.activations
+    assert mixed.activations == wanted.activations
 
 
 def test_bad_input_is_refused(tiny: Case) -> None:

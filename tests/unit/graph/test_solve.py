@@ -24,6 +24,7 @@ from edgeq.graph.rewrite import aten, calls, fetch
 from edgeq.graph.solve import Inputs, Rounding, Solved, attention_received, solve_weights
 from edgeq.metrics import sqnr_db
 from edgeq.quant.calibrator import calibrate
+from edgeq.quant.rounding import ROUNDERS
 from edgeq.quant.uniform import dequantize, quantize
 from edgeq.quant.weights import weight_qparams
 from edgeq.recipe import place_scheme
@@ -122,6 +123,49 @@ def test_rounding_in_order_beats_nearest_on_other_inputs(name: str) -> None:
         better, _ = solved(graph, samples, name)
         ratios.append(output_error(graph, better, held_out) / output_error(graph, nearest, held_out))
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.8
+
+
+@pytest.mark.parametrize("name", ROUNDERS)
+def test_every_rounder_rounds_a_graph(name: str) -> None:
+    graph, _ = captured(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), 1, 10, 6)
+    generator = torch.Generator().manual_seed(3)
+    samples: Samples = [(torch.randn((1, 10, 6), generator=generator),) for _ in range(8)]
+    quantized, results = solved(graph, samples, name)
+    nearest, _ = solved(graph, samples, "nearest", retarget=False)
+    assert set(results) == set(layers_of(graph))
+    assert output_error(graph, quantized, samples) < 1.1 * output_error(graph, nearest, samples)
+    assert not any(p.requires_grad for p in quantized.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n, r in ROUNDERS.items() if r.moves_grid])
+def test_moved_grids_leave_room_for_the_bias(name: str) -> None:
+    graph, _ = captured(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), 1, 10, 8)
+    with torch.no_grad():
+        fetch(graph, "2.weight").mul_(2e-5)
+        fetch(graph, "2.bias").fill_(40)
+    generator = torch.Generator().manual_seed(0)
+    samples: Samples = [(torch.randn((1, 10, 8), generator=generator) + 1,) for _ in range(16)]
+    result = legalized(graph, "integer", Precision(8, 8), samples, name)
+    layers, nodes = layers_of(graph), {n.name: n for n in result.emission.graph.nodes}
+    originals = {n.name: n for n in graph.graph.nodes}
+    for layer, path in layers.items():
+        bias = fetch(result.emission, str(nodes[layer].args[2].target)).double()
+        scale = float(result.plan.tensors[originals[layer].args[0].name].uniform.scale)
+        steps = bias / (scale * torch.from_numpy(result.plan.tensors[path].uniform.scale).double())
+        assert float(steps.abs().max()) < 1.001 * 2**30
+    notes = {t.name: t.rounding for t in result.plan.weights()}
+    assert "no room for the bias" in notes["2.weight"]
+    assert notes["0.weight"].startswith(name)
+
+
+def test_retargeting_pays_over_several_networks() -> None:
+    ratios = []
+    for seed in SEEDS:
+        graph, _ = vit(Form(width=16, heads=2, depth=2, end="token", token="before"), seed)
+        samples, held_out = images(24, 50 + seed), images(12, 900 + seed)
+        errors = [output_error(graph, solved(graph, samples, retarget=r)[0], held_out) for r in (True, False)]
+        ratios.append(errors[0] / errors[1])
+    assert math.prod(ratios) ** (1 / len(ratios)) < 0.85, ratios
 
 
 @pytest.mark.parametrize("bias", [True, False])

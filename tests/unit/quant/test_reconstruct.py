@@ -146,7 +146,7 @@ def test_the_block_itself_is_left_alone() -> None:
     reconstruct_block(block, data, roundings, settings=BlockSettings(FIT))
     after = dict(block.named_parameters())
     assert all(torch.equal(p, after[name]) and after[name].requires_grad for name, p in before.items())
-    assert all(p.grad is None for p in before.values())
+    assert all(after[name].grad is None for name in before)
 
 
 def test_scales_are_learned_or_kept() -> None:
@@ -237,6 +237,18 @@ def test_a_checkpoint_of_other_work_is_refused_and_a_damaged_one_ignored(tmp_pat
         path.write_bytes(damaged)
         block, data, roundings = work("adaround")
         assert reconstruct_block(block, data, roundings, settings=BlockSettings(FIT), path=path).iterations == 60
+
+
+def test_other_weights_behind_the_same_codes_are_other_work(tmp_path: Path) -> None:
+    path = tmp_path / "block.pt"
+    block, data, roundings = work("straight")
+    reconstruct_block(block, data, roundings, settings=BlockSettings(FIT), path=path)
+    block, data, roundings = work("straight")
+    other = {n: StraightThrough(dequantize(r.codes(), r.start), r.start) for n, r in roundings.items()}
+    assert all(torch.equal(r.codes(), other[n].codes()) for n, r in roundings.items())
+    with pytest.raises(UsageError) as caught:
+        reconstruct_block(block, data, other, settings=BlockSettings(FIT), path=path)
+    assert caught.value.code == "EQ-U284"
 
 
 def test_batches_of_one_sample_give_the_same() -> None:

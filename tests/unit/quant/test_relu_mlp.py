@@ -54,6 +54,15 @@ def test_descent_alone_helps_too() -> None:
     assert found.fit.best < found.fit.start
 
 
+def test_biases_of_zero_are_learned_too() -> None:
+    old = mlp()
+    old = replace(old, bias1=torch.zeros(24), bias2=torch.zeros(6))
+    settings = ReluSettings(FIT, clip_quantile=1.0, rate=1e-2, ridge=1e9)
+    new = relu_mlp(old, inputs(), settings=settings).weights
+    assert float(new.bias1.abs().mean()) > 1e-3
+    assert float(new.bias2.abs().mean()) > 1e-3
+
+
 def test_the_clip_is_a_quantile_of_the_positive_hidden_values_and_is_learned_to_be_harmless() -> None:
     x = inputs()
     settings = ReluSettings(replace(FIT, iterations=150), clip_quantile=0.9, rate=1e-2)

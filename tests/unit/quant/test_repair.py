@@ -348,6 +348,29 @@ def test_a_failing_network_is_left_as_it_was(networks: tuple[ConvNet, ConvNet]) 
         assert torch.equal(value, state[name]), name
 
 
+def test_statistics_that_break_the_network_are_taken_back(networks: tuple[ConvNet, ConvNet]) -> None:
+    net, coarse = networks
+    state = copy.deepcopy(coarse.state_dict())
+
+    class Brittle(nn.Module):
+        """NaN as soon as the statistics have moved."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = coarse
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean = self.net.norm.running_mean
+            moved = mean is not None and not torch.equal(mean, state["norm.running_mean"])
+            result: Tensor = self.net(x) / (0 if moved else 1)
+            return result
+
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        reestimate_batch_norm(Brittle(), net, [(images(16, 20),)])
+    for name, value in coarse.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
 def test_networks_without_batch_norms_are_refused(networks: tuple[ConvNet, ConvNet]) -> None:
     net, coarse = networks
     bare = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False))

@@ -213,6 +213,13 @@ def test_progressive_search_finds_an_optimum_between_the_grid_points() -> None:
     assert found.evaluations == sum(calls) == 48 + 5 * 32
 
 
+@pytest.mark.parametrize("each", [2, 3, 5])
+def test_progressive_search_refines_however_few_scales_a_survivor_gets(each: int) -> None:
+    budget = FpcsBudget(survivors=4, width=4 * each, steps=12)
+    found = fpcs(lambda s, p: (s - 0.61803) ** 2, np.linspace(0.1, 1, 8), [0.0], budget)
+    assert found.scale == pytest.approx(0.61803, abs=1e-4)
+
+
 def test_progressive_search_never_loses_the_best_of_its_first_grid() -> None:
     scales = np.linspace(1, 2, 5)
     found = fpcs(lambda s, p: np.where(s == 1.25, -1.0, s), scales, [0.0], FpcsBudget(2, 4, 3))

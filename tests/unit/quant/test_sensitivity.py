@@ -318,6 +318,16 @@ def test_importance_of_a_graph_equals_that_of_its_module() -> None:
     assert relevance(graph, batches, ["x", *names])["head"] > 0
 
 
+def test_importance_leaves_inputs_and_buffers_as_they_are() -> None:
+    net, batches = classifier()
+    graph = torch.fx.symbolic_trace(net)
+    (name,) = (n.name for n in graph.graph.nodes if n.op == "placeholder")
+    found = fisher_diagonal(graph, batches, [name])[name]
+    assert found.shape == batches[0][0].shape[1:]
+    assert float(found.sum()) > 0
+    assert not any(x.requires_grad for batch in batches for x in batch)
+
+
 def test_importance_needs_no_parameters_that_can_be_trained() -> None:
     net, batches = classifier()
     expected = fisher_diagonal(net, batches, ["stem"])["stem"]

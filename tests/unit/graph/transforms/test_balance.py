@@ -51,8 +51,8 @@ def test_balancing_keeps_the_function_and_the_bounds(form: Form, weights: int) -
     assert axes == {"stem": 1}
     stems = channel_statistics(graph, ["stem"], [(x,)], axes)
     report = balance_hidden(graph, hidden(graph, x))
-    assert (len(report.layers), report.skipped) == (form.depth, ())
-    assert balance_stems(graph, stems).layers == ("stem",)
+    assert (len(report.sites), report.skipped) == (form.depth, ())
+    assert balance_stems(graph, stems).sites == ("stem",)
     assert relative(expected, graph(x)[0]) < TOLERANCE
     found = values(graph, x)
     assert len(found) == 2 * form.depth + 1
@@ -128,7 +128,7 @@ def test_hidden_layers_that_others_read_are_skipped(how: str) -> None:
     expected = graph(x)[0]
     assert hidden_tensors(graph) == ()
     report = balance_hidden(graph, {})
-    assert report.layers == ()
+    assert report.sites == ()
     assert ["not between two linears" in s.reason for s in report.skipped] == [True]
     assert torch.equal(graph(x)[0], expected)
 
@@ -142,7 +142,7 @@ def test_without_statistics_a_layer_is_skipped() -> None:
 def test_a_linear_without_bias_gets_one() -> None:
     graph, x = captured(Block("three", 8, 2, bias=False), 1, 6, 8)
     expected = graph(x)[0]
-    assert balance_hidden(graph, hidden(graph, x)).layers == ("fc1",)
+    assert balance_hidden(graph, hidden(graph, x)).sites == ("fc1",)
     assert relative(expected, graph(x)[0]) < TOLERANCE
 
 

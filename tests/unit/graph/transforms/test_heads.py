@@ -69,6 +69,19 @@ def test_an_outlier_channel_spreads_over_its_head() -> None:
     assert relative(expected, graph(x)[0]) < TOLERANCE
 
 
+def test_a_number_before_queries_keys_and_values_part_stays_with_the_values() -> None:
+    class Halved(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (self.qkv(x) * 0.5).reshape(1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            out: Tensor = self.proj(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
+            return out
+
+    graph, x = captured(Halved("fused"), 1, 5, 8)
+    expected = graph(x)[0]
+    assert scale_heads(graph, seen(graph, x)).sites == (0,)
+    assert relative(expected, graph(x)[0]) < TOLERANCE
+
+
 def test_scaled_heads_reach_equally_far() -> None:
     graph, x = captured(Block("three", 12, 3), 1, 6, 12)
     with torch.no_grad():

@@ -66,6 +66,58 @@ def test_a_mask_and_a_scale_after_the_product_do_not_matter() -> None:
     assert relative(expected, graph(x)[0]) < 1e-4
 
 
+class Between(Attention):
+    """Attention with an operation between logits and softmax that tells keys apart."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("three")
+        self.what = what
+        self.ramp = nn.Parameter(torch.linspace(0.2, 2.0, 5))
+        self.register_buffer("hidden", torch.ones(5, 5, dtype=torch.bool).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        logits = q @ k.transpose(-1, -2)
+        if self.what == "product":
+            logits = logits * self.ramp
+        elif self.what == "quotient":
+            logits = logits / self.ramp
+        elif self.what == "fill":
+            logits = logits.masked_fill(self.hidden, 0.0)
+        else:
+            logits = torch.where(self.hidden, -1.0, logits)
+        out: Tensor = self.proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
+        return out
+
+
+@pytest.mark.parametrize("what", ["product", "quotient", "fill", "where"])
+def test_what_tells_keys_apart_before_the_softmax_keeps_them_as_they_are(what: str) -> None:
+    graph, x = captured(Between(what), 1, 5, 8)
+    with torch.no_grad():
+        fetch(graph, "k.bias").add_(3)
+    expected = graph(x)[0]
+    axes = key_tensors(graph)
+    report = center_keys(graph, channel_statistics(graph, list(axes), [(x,)], axes))
+    assert relative(expected, graph(x)[0]) < 1e-4
+    assert not report.sites
+    assert all("between logits and softmax" in s.reason for s in report.skipped)
+
+
+def test_a_mask_of_minus_infinity_does_not_matter() -> None:
+    class Masked(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.split(x)
+            logits = (q @ k.transpose(-1, -2)).masked_fill(self.hidden, -torch.inf)
+            out: Tensor = self.proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
+            return out
+
+    graph, x = captured(Masked(""), 1, 5, 8)
+    expected = graph(x)[0]
+    axes = key_tensors(graph)
+    assert len(center_keys(graph, channel_statistics(graph, list(axes), [(x,)], axes)).sites) == 1
+    assert relative(expected, graph(x)[0]) < 1e-4
+
+
 class Reused(Attention):
     """Attention that lets something else see `what`."""
 

@@ -130,8 +130,9 @@ def test_a_neutral_move_creates_nothing() -> None:
         (lambda m, x: m.a(m.norm(x).reshape(2, WIDTH, 5).transpose(1, 2)), "other channels"),
         (lambda m, x: m.a(nn.functional.pad(m.norm(x), (0, 0, 1, 1))), "pad"),
         (lambda m, x: m.a(nn.functional.layer_norm(x, (5, WIDTH))), "more than the last axis"),
+        (lambda m, x: m.a(nn.functional.layer_norm(x, (WIDTH,), None, x[0, 0])), "its shift is computed"),
     ],
-    ids=["sum", "pooled", "output", "mixed", "padded", "two-axes"],
+    ids=["sum", "pooled", "output", "mixed", "padded", "two-axes", "computed"],
 )
 def test_what_is_skipped_says_why(function: Callable[..., Tensor], reason: str) -> None:
     graph, _ = captured(Around(function), 2, 5, WIDTH)

@@ -86,7 +86,7 @@ def test_sorting_lowers_the_error_of_groups() -> None:
     graph, x = spread_mlp()
     expected = graph(x)[0]
     report = sort_by_range(graph, QuantSpec(bits=4, symmetric=True, granularity=PerGroup(8)))
-    (pair,) = report.pairs
+    (pair,) = report.sites
     assert pair.after < 0.8 * pair.before
     assert relative(expected, graph(x)[0]) < 1e-5
 
@@ -98,8 +98,8 @@ def test_sorting_never_makes_it_worse(bits: int, size: int) -> None:
     state = {k: v.clone() for k, v in graph.state_dict().items()}
     expected = graph(x)[0]
     report = sort_by_range(graph, QuantSpec(bits=bits, symmetric=True, granularity=PerGroup(size)))
-    assert all(p.after < p.before for p in report.pairs)
-    assert len(report.pairs) + len(report.skipped) == 1
+    assert all(p.after < p.before for p in report.sites)
+    assert len(report.sites) + len(report.skipped) == 1
     assert relative(expected, graph(x)[0]) < 1e-5
     graph.load_state_dict(state)
 
@@ -117,4 +117,4 @@ def test_bad_orders_and_grids() -> None:
     with pytest.raises(UsageError, match="groups"):
         sort_by_range(graph, QuantSpec())
     report = sort_by_range(graph, QuantSpec(granularity=PerGroup(7)))
-    assert not report.pairs and "divide" in report.skipped[0].reason
+    assert not report.sites and "divide" in report.skipped[0].reason

@@ -138,6 +138,14 @@ def test_a_tensor_of_zeros_gets_a_grid(kind: str) -> None:
     assert grid.dequantize(grid.quantize(torch.zeros(5))).abs().max() <= 0.011  # sulq: no level lies on 0 exactly
 
 
+@pytest.mark.parametrize("kind", GRIDS)
+def test_values_nearly_all_zero_get_a_grid(kind: str) -> None:
+    x = torch.zeros(1 << 17)
+    x[5] = 3.0
+    grid = GRIDS[kind].fit(x, 4)
+    assert float(grid.dequantize(grid.quantize(x))[5]) >= 1  # adalog's largest level stays 1
+
+
 @pytest.mark.parametrize("codes", [[-1], [16]])
 def test_codes_of_another_grid_are_refused(codes: list[int]) -> None:
     with pytest.raises(UsageError) as caught:

@@ -25,7 +25,7 @@ def test_moments_are_the_plain_sums() -> None:
     m = Moments.of(xq, x, w)
     q, f, v = xq.double(), x.double(), w.double()
     close(m.gram, q.T @ (v[:, None] * q))
-    close(m.cross, q.T @ (v[:, None] * f))
+    close(m.gram + m.drift, q.T @ (v[:, None] * f))
     close(m.mean_q, v @ q / v.sum())
     close(m.mean_x, v @ f / v.sum())
     assert (m.rows, m.width) == (50, 6)
