@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from edgeq import candidate as candidates
 from edgeq.cache import cache_key, calibration_key, work_folder
 from edgeq.candidate import Candidate, Learn
 from edgeq.config_keys import MIXED
+from edgeq.errors import UsageError
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
 from edgeq.graph.legalize import Legalized
@@ -22,6 +24,9 @@ from edgeq.recipe import Recipe, width_problem
 from edgeq.session import SOLVED, Fitted, Session, Stages, batches_of, recipe_of, schemes
 
 TRIED = 16  # calibration samples that widths are tried on
+OTHER_WORK = "EQ-U284"
+"""A checkpoint that cannot be continued."""
+
 LEARNABLE = ("static", "integer")
 """Schemes with grids that are known before the network runs."""
 
@@ -113,16 +118,22 @@ def _learning(session: Session, scheme: str, stages: Stages) -> Learn | None:
         weights = [t.codes_sha256 for t in legalized.plan.weights()]
         key = _key(session, graph, weights, scheme, count)
         folder = work_folder("learning")
+        state = None if folder is None else folder / key
         with stages.step(f"learn {scheme}", count * blocks_to_learn(graph, placement)) as advance:
-            return learn(
-                graph,
-                legalized,
-                placement,
-                samples,
-                count,
-                folder=None if folder is None else folder / key,
-                progress=advance,
-            )
+
+            def attempt() -> tuple[Legalized, Learned]:
+                return learn(graph, legalized, placement, samples, count, folder=state, progress=advance)
+
+            try:
+                result = attempt()
+            except UsageError as error:
+                if error.code != OTHER_WORK or state is None:
+                    raise
+                shutil.rmtree(state)  # left by another version of edgeq
+                result = attempt()
+        if state is not None:
+            shutil.rmtree(state, ignore_errors=True)  # finished: who asks again wants to see it done again
+        return result
 
     return run
 

@@ -6,6 +6,7 @@ A key in `edgeq/cli/methods.toml` names the benchmark and the entry:
 - `gain ROW ROW`: how much the second row's map is better than the first's
 - `file WIDTHS`: the written file of the whole recipe
 - `attention KIND`: SQNR of an attention's output at 4 bits (`attention_codes.json`)
+- `budget OPTIONS`: a row beside both ends of its table (`budgets.json`)
 - `export SCHEME`, `ships`: the candidates of the ViT-S, and which of them ships (`export_vit_s_focus.json`)
 """
 
@@ -110,6 +111,17 @@ def _ships(folder: Path) -> str:
     return f"ships {summary['scheme']} for a ViT-S on {summary['target']}" if summary else ""
 
 
+def _budget(folder: Path, *words: str) -> str:
+    found = read(folder, "budgets").get("rows", {})
+    cells = []
+    for label in (" ".join(words), "--bits w4a8", "--bits w8a8"):
+        if row := found.get(f"`{label}`"):
+            cells.append(f"{decibels(row['sqnr_db']['median'])} dB at {row['bytes'] / 1e6:.2f} MB")
+    if len(cells) < 3:
+        return ""
+    return f"vit_nano, integer: {cells[0]} (W4A8 {cells[1]}, W8A8 {cells[2]})"
+
+
 def decibels(value: float | None) -> str:
     """One digit; a dash where the figure is infinite."""
     return "-" if value is None else f"{value:.1f}"
@@ -122,4 +134,5 @@ _KINDS: Mapping[str, Callable[..., str]] = {
     "attention": _attention,
     "export": _export,
     "ships": _ships,
+    "budget": _budget,
 }

@@ -106,6 +106,26 @@ def vit_accuracy_table() -> str:
     return "\n".join(lines)
 
 
+def budgets_table() -> str:
+    """What bytes and steps of learning buy for `vit_nano`, from the smallest file to the largest."""
+    path = RESULTS / "budgets.json"
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
+    lines = [
+        "| options | MB | weights in 4 bits | SQNR dB, median / worst | top-1 %, change to float (95 %) | learning, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, row in sorted(rows.items(), key=lambda entry: (entry[1]["bytes"], len(entry[0]), entry[0])):
+        sqnr, metric = row["sqnr_db"], row["metric"]
+        low, high = metric["difference_interval"]
+        change = f"{metric['quantized'] - metric['float']:+.1f} ({low:+.1f} to {high:+.1f})"
+        seconds = sum(v for k, v in row["seconds"].items() if k.startswith("learn"))
+        narrow = row["narrow"] or ("all that may" if "w4a8" in label else 0)
+        figures = f"{_number(sqnr['median'], 1)} / {_number(sqnr['worst'], 1)} (n={sqnr['n']})"
+        cells = [label, f"{row['bytes'] / 1e6:.2f}", str(narrow), figures, change, f"{seconds:.0f}" if seconds else "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _accuracy_cell(row: dict[str, Any] | None, goal: float) -> str:
     if row is None:
         return "-"
@@ -121,6 +141,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "vit_fidelity": method_tables.vit_fidelity_table,
     "vit_files": method_tables.vit_files_table,
     "vit_accuracy": vit_accuracy_table,
+    "budgets": budgets_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 
