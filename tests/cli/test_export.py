@@ -104,6 +104,34 @@ def test_reproduce_gives_the_same_bytes(exported: tuple[Path, dict[str, Any]]) -
     }
 
 
+def test_budgets_are_kept_and_repeat_to_the_byte(tmp_path: Path) -> None:
+    """Widths within a size, then learning: of `vit_nano` between 0.91 MB (W4A8) and 1.40 MB (W8A8)."""
+    budget = ["--scheme", "integer", "--bits", "mixed", "--budget-kb", "1000", "--learn-steps", "2", "--runs", "15"]
+    done = edgeq("export", "vit_nano", "--device", "rpi", *budget, "--force", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert 970_000 < summary["bytes"] <= 1_000_000
+    (candidate,) = json.loads((tmp_path / summary["artifact"] / "evidence.json").read_bytes())["candidates"]
+    assert set(candidate["widths"]["bits"].values()) == {4, 8}
+    assert abs(candidate["widths"]["expected_bytes"] - summary["bytes"]) < 0.005 * summary["bytes"]
+    assert candidate["learned"]["steps"] == 2
+    assert len(candidate["learned"]["blocks"]) >= 5
+    assert Artifact.open(tmp_path / summary["artifact"]).manifest.config["learn_steps"] == 2
+    again = edgeq("reproduce", summary["artifact"], cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_a_budget_below_everything_names_the_smallest_file(tmp_path: Path) -> None:
+    words = ["--device", "rpi", "--scheme", "dynamic", "--bits", "mixed"]
+    done = edgeq("export", "vit_nano", *words, "--budget-kb", "300", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "EQ-U332" in done.stderr
+    assert "--budget-kb" in done.stderr
+    assert not list(tmp_path.iterdir())
+    without = edgeq("export", "vit_nano", *words, cwd=tmp_path)
+    assert (without.returncode, "EQ-U331" in without.stderr) == (2, True)
+
+
 def test_inspect_shows_kernels_and_reasons(exported: tuple[Path, dict[str, Any]]) -> None:
     cwd, summary = exported
     done = edgeq("inspect", summary["artifact"], "--layers", "--tensors", cwd=cwd)

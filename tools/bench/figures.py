@@ -113,10 +113,8 @@ def _ships(folder: Path) -> str:
 
 def _budget(folder: Path, *words: str) -> str:
     found = read(folder, "budgets").get("rows", {})
-    cells = []
-    for label in (" ".join(words), "--bits w4a8", "--bits w8a8"):
-        if row := found.get(f"`{label}`"):
-            cells.append(f"{decibels(row['sqnr_db']['median'])} dB at {row['bytes'] / 1e6:.2f} MB")
+    rows = [found.get(f"`{label}`") for label in (" ".join(words), "--bits w4a8", "--bits w8a8")]
+    cells = [f"{decibels(r['sqnr_db']['median'])} dB at {r['bytes'] / 1e6:.2f} MB" for r in rows if r]
     if len(cells) < 3:
         return ""
     return f"vit_nano, integer: {cells[0]} (W4A8 {cells[1]}, W8A8 {cells[2]})"

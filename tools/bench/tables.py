@@ -111,7 +111,7 @@ def budgets_table() -> str:
     path = RESULTS / "budgets.json"
     rows: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
     lines = [
-        "| options | MB | weights in 4 bits | SQNR dB, median / worst | top-1 %, change to float (95 %) | learning, s |",
+        "| options | MB | weights in 4 bits | SQNR dB, median / worst | top-1, points to float (95 %) | learning, s |",
         "|---|---|---|---|---|---|",
     ]
     for label, row in sorted(rows.items(), key=lambda entry: (entry[1]["bytes"], len(entry[0]), entry[0])):
