@@ -7,17 +7,19 @@ few, and the number is what counts and what a manifest records.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from edgeq.graph.blocks import blocks_of
 from edgeq.graph.legalize import Legalized
 from edgeq.graph.placement import Placement
 from edgeq.graph.reconstruct import Effort, Reconstructed, Reconstruction, reconstruct, reconstructed
+from edgeq.graph.widths import relative_error
 from edgeq.progress import Advance
 from edgeq.quant.reconstruct import BlockSettings, FitSettings
 
@@ -39,16 +41,23 @@ class Learned:
         steps: Of each block.
         before: Held-out loss of each block at the start, by the node that ends it.
         after: At the end; the same where nothing better was found.
+        network: Noise over signal of the whole network on the held-out samples, before and after.
     """
 
     steps: int
     before: dict[str, float]
     after: dict[str, float]
+    network: tuple[float, float]
+
+    @property
+    def kept(self) -> bool:
+        """Whether the network is better for it; what was learned is dropped otherwise."""
+        return self.network[1] < self.network[0]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form for `evidence.json`."""
         rows = [{"block": name, "loss": [self.before[name], self.after[name]]} for name in self.before]
-        return {"steps": self.steps, "blocks": rows}
+        return {"steps": self.steps, "kept": self.kept, "network": list(self.network), "blocks": rows}
 
 
 def learn(
@@ -62,6 +71,9 @@ def learn(
     progress: Advance | None = None,
 ) -> tuple[Legalized, Learned]:
     """Learn codes, grids and biases block by block; see `reconstruct` for the method.
+
+    Every block is judged on samples that it was not trained on, and so is the network at the end: better blocks do not
+    always make a better network. Where it is not better, the start is returned.
 
     Args:
         graph: The float graph that was legalized.
@@ -79,8 +91,20 @@ def learn(
     before = {name: fit.start for name, fit in found.fits.items()}
     after = {name: fit.best for name, fit in found.fits.items()}
     learned = reconstructed(legalized, found)
-    plan = replace(learned.plan, notes=legalized.plan.notes)
-    return replace(learned, plan=plan), Learned(steps, before, after)
+    learned = replace(learned, plan=replace(learned.plan, notes=legalized.plan.notes))
+    held = torch.split(samples[_fit(steps).split(len(samples))[1]], 1)
+    noise = [_noise(graph, candidate.simulation, held) for candidate in (legalized, learned)]
+    report = Learned(steps, before, after, (noise[0], noise[1]))
+    return (learned if report.kept else legalized), report
+
+
+@torch.no_grad()
+def _noise(graph: fx.GraphModule, simulation: fx.GraphModule, samples: Sequence[Tensor]) -> float:
+    """Noise over signal of the worst output, averaged over the samples."""
+    total = 0.0
+    for x in samples:
+        total += max(relative_error(truth, output) for truth, output in zip(graph(x), simulation(x), strict=True))
+    return total / len(samples)
 
 
 def blocks_to_learn(graph: fx.GraphModule, placement: Placement) -> int:

@@ -309,6 +309,9 @@ def test_learning_by_steps_is_repeatable_and_never_worse(tiny: Case, tmp_path: P
     assert first.plan.to_dict() == again.plan.to_dict()
     assert sum(seen) == 12 * blocks_to_learn(tiny.graph, tiny.placement)
     assert report.steps == 12
+    before, after = report.network
+    assert report.kept == (after < before)
+    assert (first.plan.to_dict() == tiny.legalized.plan.to_dict()) == (not report.kept)
     assert all(report.after[name] <= report.before[name] for name in report.before)
     assert any(report.after[name] < report.before[name] for name in report.before)
     assert len(report.to_dict()["blocks"]) == len(report.before)
