@@ -1,11 +1,12 @@
 """Targets (data about hardware) and the runners that execute artifacts; imports no torch, so it runs on the boards.
 
-A new target is a table in `targets.toml`. A new runtime is a file here: `litert` runs TFLite.
+A new target is a table in `targets.toml`. A new runtime is a file here and a line in `RUNTIMES`.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,21 @@ from typing import Any
 if __name__ != "edgeq.devices":
     raise ImportError(f"import edgeq.devices, not {__name__}")
 
-from edgeq.devices.base import Target
-from edgeq.errors import unknown_name
+from edgeq.config_keys import SUFFIXES
+from edgeq.devices.base import RuntimeModel, Target
+from edgeq.errors import ModelError, unknown_name
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["Target", "get_target", "targets"]
+__all__ = ["RUNTIMES", "RuntimeModel", "Target", "get_target", "open_model", "targets"]
+
+RUNTIMES: dict[str, str] = {
+    "tflite": "edgeq.devices.litert:LiteRtModel",
+    "openvino": "edgeq.devices.openvino:OpenVinoModel",
+}
 
 
 @functools.cache
@@ -53,3 +60,24 @@ def get_target(name: str) -> Target:
     if found is None:
         raise unknown_name("device", name, names, code="EQ-U046", command="edgeq devices")
     return found
+
+
+def open_model(path: str | Path, threads: int = 1) -> RuntimeModel:
+    """Load a model file with the runtime of its format, which its suffix names.
+
+    Args:
+        path: The file; companions such as the `.bin` of an `.xml` lie beside it.
+        threads: Threads of the runtime, at least 1.
+
+    Raises:
+        ModelError: EQ-M400 when no runtime runs such a file; and as the runtime's class.
+        MissingError: The runtime is not installed.
+    """
+    name = SUFFIXES.get(Path(path).suffix)
+    if name not in RUNTIMES:
+        known = ", ".join(suffix for suffix, format_ in SUFFIXES.items() if format_ in RUNTIMES)
+        message = f"no runtime here runs files ending in {Path(path).suffix or 'nothing'}"
+        raise ModelError(message, code="EQ-M400", place=str(path), hint=f"give a file ending in {known}")
+    module, attribute = RUNTIMES[name].split(":")
+    model: RuntimeModel = getattr(importlib.import_module(module), attribute)(path, threads=threads)
+    return model

@@ -1,12 +1,18 @@
-"""`Target`: what a piece of hardware is and can run, as data. A connected one is a device, not a target."""
+"""`Target`: what a piece of hardware is and can run, as data; and what every runtime offers (`RuntimeModel`)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeq.errors import InternalError
+
+if TYPE_CHECKING:  # numpy is not needed to look at targets
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[Any]"
 
 
 @dataclass(frozen=True)
@@ -72,3 +78,66 @@ class Target:
             "dot_product": self.dot_product,
             "sources": dict(self.sources or {}),
         }
+
+
+@dataclass(frozen=True)
+class ExecutedOp:
+    """An operation as the runtime executes it, after its own fusions.
+
+    Args:
+        name: The runtime's name for it.
+        op: The runtime's kind (`FULLY_CONNECTED`, `Convolution`).
+        kernel: Implementation that runs it (`XNNPACK`, `brgemm_avx512_I8`).
+        integer: Whether it is an operation on integers.
+        covers: Operations of the file that it stands for, by name.
+    """
+
+    name: str
+    op: str
+    kernel: str
+    integer: bool
+    covers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a runtime made of a file.
+
+    Args:
+        ops: Executed operations, in order.
+        partitions: Parts that a delegate runs; 1 where the runtime compiles the graph as a whole.
+        conversions: Operations that only convert between integers and float.
+        settings: Options the model was loaded with that change its results.
+    """
+
+    ops: tuple[ExecutedOp, ...]
+    partitions: int = 1
+    conversions: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def kernels(self) -> dict[str, int]:
+        """How often each kernel ran, by `KIND kernel`."""
+        counts = Counter(f"{o.op} {o.kernel}" for o in self.ops)
+        return dict(sorted(counts.items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form for `evidence.json`."""
+        return {"kernels": self.kernels(), "conversions": self.conversions, "settings": dict(self.settings)}
+
+
+class RuntimeModel(Protocol):
+    """A model file loaded by its runtime in this process: real arrays in, real arrays out."""
+
+    threads: int
+
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        """Run once: one array per input, of the input's exact shape; the outputs survive the next run."""
+
+    def prepare(self, *arrays: Array) -> None:
+        """Place the inputs, so that `invoke` can be timed alone."""
+
+    def invoke(self) -> None:
+        """Run once on the inputs placed by `prepare`; nothing is copied."""
+
+    def execution(self) -> Execution:
+        """What the runtime really executes."""

@@ -21,6 +21,7 @@ PACKAGES = (
     "ai-edge-litert",
     "tflite-runtime",
     "litert-torch",
+    "openvino",
     "onnx",
     "onnxruntime",
     "onnxscript",
@@ -32,6 +33,12 @@ _X86 = ("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "amx_int8"
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16")
 _ARM = ("neon", "fp", "asimd", "crc32", "atomics", "fphp", "asimdhp", "asimdrdm", "asimddp", "i8mm", "bf16")
 _FLAGS = frozenset((*_X86, *_AVX512, *_ARM, "sve", "sve2"))
+# Format, distribution, module.
+_RUNTIMES = (
+    ("tflite", "ai-edge-litert", "ai_edge_litert"),
+    ("tflite", "tflite-runtime", "tflite_runtime"),
+    ("openvino", "openvino", "openvino"),
+)
 # Arm prints part numbers instead of names.
 _ARM_PARTS = {"0xd03": "Cortex-A53", "0xd08": "Cortex-A72", "0xd0b": "Cortex-A76", "0xd05": "Cortex-A55"}
 
@@ -89,8 +96,8 @@ def versions() -> dict[str, str]:
 def runtimes() -> tuple[Runtime, ...]:
     """The runtimes that edgeq knows, present or not, in order of preference."""
     return tuple(
-        Runtime("tflite", package, _version(package), _findable(module), f"pip install {package}")
-        for package, module in (("ai-edge-litert", "ai_edge_litert"), ("tflite-runtime", "tflite_runtime"))
+        Runtime(name, package, _version(package), _findable(module), f"pip install {package}")
+        for name, package, module in _RUNTIMES
     )
 
 

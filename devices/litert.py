@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from edgeq.devices.base import ExecutedOp, Execution
 from edgeq.devices.litert_graph import (
     Array,
     Interpreter,
@@ -76,6 +77,22 @@ class LiteRtModel:
         """Partitions that XNNPACK runs, and how many of the file's operations they hold."""
         partitions = sum(1 for op in self._interpreter._get_ops_details() if op["op_name"] == "DELEGATE")
         return partitions, sum(op.delegated for op in self.ops)
+
+    def execution(self) -> Execution:
+        """What LiteRT executes: each operation of the file, by XNNPACK or by a kernel of its own."""
+        names = {info.index: info.name for info in self.tensors()}
+        ops = tuple(
+            ExecutedOp(
+                name=(name := names.get(op.outputs[0], "")),
+                op=op.name,
+                kernel="XNNPACK" if op.delegated else self.kernels if self.kernels != "xnnpack" else "builtin",
+                integer=any(t.startswith(("int8", "int4", "int16")) for t in op.input_types),
+                covers=(name,),
+            )
+            for op in self.ops
+        )
+        conversions = sum(op.name in ("QUANTIZE", "DEQUANTIZE") for op in self.ops)
+        return Execution(ops, self.delegated[0], conversions)
 
     def census(self) -> dict[str, int]:
         """How often each operation of the file occurs, most frequent first."""

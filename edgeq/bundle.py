@@ -10,12 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.artifact import Manifest, describe_files, write_golden, write_json, write_runner
+from edgeq.artifact import (
+    Manifest,
+    describe_files,
+    model_bytes,
+    model_files,
+    write_golden,
+    write_json,
+    write_runner,
+)
 from edgeq.candidate import Arrays, Candidate
 from edgeq.config import ExportConfig
+from edgeq.devices import open_model
 from edgeq.devices.base import Target
 from edgeq.devices.environment import environment
-from edgeq.devices.litert import LiteRtModel
 from edgeq.metrics import Summary
 from edgeq.models.base import ModelAdapter
 from edgeq.samples import Evaluation, Samples
@@ -44,9 +52,10 @@ def write_artifact_files(folder: Path, parts: BundleParts) -> list[Arrays]:
     Returns:
         The artifact's outputs for the golden inputs.
     """
-    shutil.copyfile(parts.shipped.path, folder / parts.shipped.path.name)
+    for file in model_files(parts.shipped.path):
+        shutil.copyfile(file, folder / file.name)
     write_json(folder / "plan.json", parts.shipped.plan.to_dict())
-    model = LiteRtModel(folder / parts.shipped.path.name, threads=1)
+    model = open_model(folder / parts.shipped.path.name, threads=1)
     inputs = parts.samples.held_out[:GOLDEN]
     expected = [model.run(*sample) for sample in inputs]
     write_golden(folder, inputs, expected)
@@ -78,7 +87,7 @@ def evidence(parts: BundleParts, float_path: Path, seconds: Mapping[str, float])
     return {
         "schema": "edgeq.evidence/1",
         "shipped": parts.shipped.scheme,
-        "float_bytes": float_path.stat().st_size,
+        "float_bytes": model_bytes(float_path),
         "import_max_rel_error": loaded.import_error,
         "candidates": [c.to_dict() for c in parts.judged],
         "fidelity_items": [{"id": i.id, "sha256": i.sha256} for i in held_out],
@@ -116,6 +125,7 @@ def manifest_of(
         target=parts.target.name,
         scheme=parts.shipped.scheme,
         input_files=inputs,
+        runtime=dict(parts.shipped.execution.settings) if parts.shipped.execution else {},
     )
 
 
@@ -133,7 +143,7 @@ def summary(folder: Path, out: Path, parts: BundleParts, float_path: Path) -> di
         "target": parts.target.name,
         "scheme": shipped.scheme,
         "files": files,
-        "float_bytes": float_path.stat().st_size,
+        "float_bytes": model_bytes(float_path),
         "bytes": shipped.bytes,
         "bits": config.bits,
         "fidelity": _fidelity(worst),

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from edgeq.devices.litert import LiteRtModel
+from edgeq.artifact import model_bytes
+from edgeq.devices import open_model
+from edgeq.devices.base import Execution
 from edgeq.devices.timing import PairedLatency, Runs, paired_latency
 from edgeq.exporters.base import Exporter, ReadBack
 from edgeq.graph.layers import LayerFidelity, layer_fidelity
@@ -43,7 +45,7 @@ class Candidate:
         fidelity: SQNR in dB of every output over the held-out samples, by output name.
         simulated_db: Median SQNR that the simulation predicts on the first samples.
         latency: Paired with the float file, or None when not timed.
-        partitions: Delegate partitions that the runtime cut the graph into.
+        execution: What the runtime made of the file, or None before it ran.
         layers: Quantized operations, the largest own error first.
         rejected: Why it cannot ship; empty when it can.
     """
@@ -57,7 +59,7 @@ class Candidate:
     fidelity: dict[str, Summary] = field(default_factory=dict)
     simulated_db: float | None = None
     latency: PairedLatency | None = None
-    partitions: int = 0
+    execution: Execution | None = None
     layers: Sequence[LayerFidelity] = ()
     rejected: tuple[str, ...] = ()
 
@@ -78,7 +80,8 @@ class Candidate:
             "fidelity_sqnr_db": {k: v.to_dict() for k, v in self.fidelity.items()},
             "simulated_sqnr_db": self.simulated_db,
             "latency": None if self.latency is None else self.latency.to_dict(),
-            "partitions": self.partitions,
+            "partitions": self.execution.partitions if self.execution else 0,
+            "execution": self.execution.to_dict() if self.execution else None,
             "file": self.read_back.to_dict(),
             "float_ops": _float_ops(self.plan),
             "layers": [
@@ -133,8 +136,7 @@ def build(
         rejected.append(f"{len(read_back.extra)} integer weights in the file nobody planned: {read_back.extra[0]}, ...")
     if not legalized.plan.weights():
         rejected.append("no layer of this model has a weight that could be quantized")
-    size = path.stat().st_size
-    candidate = Candidate(scheme, path, size, legalized.plan, read_back, recipe, rejected=tuple(rejected))
+    candidate = Candidate(scheme, path, model_bytes(path), legalized.plan, read_back, recipe, rejected=tuple(rejected))
     return candidate, legalized
 
 
@@ -163,7 +165,7 @@ def measure_fidelity(
         reference: Float outputs for them.
         threads: Threads of the runtime.
     """
-    model = LiteRtModel(candidate.path, threads=threads)
+    model = open_model(candidate.path, threads=threads)
     outputs = [model.run(*sample) for sample in inputs]
     fidelity = {
         name: summarize([sqnr_db(r[i], o[i]) for r, o in zip(reference, outputs, strict=True)])
@@ -179,11 +181,13 @@ def measure_fidelity(
         ]
     )
     layers = layer_fidelity(graph, legalized, few[:2])
+    execution = model.execution()
     return replace(
         candidate,
         fidelity=fidelity,
         simulated_db=predicted.median,
-        partitions=model.delegated[0],
+        execution=execution,
+        rejected=(*candidate.rejected, *_ran_float(candidate.read_back, execution)),
         layers=layers,
     )
 
@@ -192,7 +196,7 @@ def measure_latency(
     candidate: Candidate, float_path: Path, sample: Arrays, threads: int, runs: Runs, seconds: float
 ) -> Candidate:
     """Time the candidate against the float file, alternating in this process."""
-    quick, slow = LiteRtModel(candidate.path, threads=threads), LiteRtModel(float_path, threads=threads)
+    quick, slow = open_model(candidate.path, threads=threads), open_model(float_path, threads=threads)
     slow.prepare(*sample)
     quick.prepare(*sample)
     latency = paired_latency(slow.invoke, quick.invoke, runs=runs, max_seconds=seconds)
@@ -215,14 +219,28 @@ def judge(candidate: Candidate, min_sqnr_db: float) -> Candidate:
         )
     latency = candidate.latency
     if latency is not None and latency.verdict == "slower":
-        counts = {k: v for k, v in candidate.read_back.census().items() if k.split()[0] in ("QUANTIZE", "DEQUANTIZE")}
-        steps = sum(counts.values())
         rejected.append(
             f"slower than float: {latency.ratio:.2f} x its time (95 %: {latency.low:.2f} to {latency.high:.2f}); "
-            f"{steps} conversions between integers and float in "
-            f"{candidate.partitions} delegate partitions; float: {_slow_ops(candidate)}"
+            f"{_overhead(candidate.execution)}float: {_slow_ops(candidate)}"
         )
     return replace(candidate, rejected=tuple(rejected))
+
+
+def _ran_float(read_back: ReadBack, execution: Execution) -> list[str]:
+    """The reason against a candidate whose integer products the runtime executes in float, naming the first."""
+    integer = {name for op in execution.ops if op.integer for name in op.covers}
+    lost = [op.name for op in read_back.ops if op.kernel == "int8" and op.macs and op.name not in integer]
+    if not lost:
+        return []
+    return [f"{len(lost)} products that the file holds as integers ran in float kernels: {', '.join(lost[:3])}"]
+
+
+def _overhead(execution: Execution | None) -> str:
+    """Work between the kernels, for messages."""
+    if execution is None:
+        return ""
+    parts = f"{execution.conversions} conversions between integers and float"
+    return f"{parts} in {execution.partitions} delegate partitions; "
 
 
 def _slow_ops(candidate: Candidate) -> str:

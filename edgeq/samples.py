@@ -13,7 +13,7 @@ from PIL import Image
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
 from edgeq.data import ImageSource, Item, open_images, split
-from edgeq.devices.litert import LiteRtModel
+from edgeq.devices import open_model
 from edgeq.errors import DataError, UsageError
 from edgeq.metrics import bootstrap_difference
 from edgeq.models.base import ModelAdapter
@@ -154,7 +154,7 @@ def evaluate(
     """Score the float file and the artifact on the items of `open_labelled`."""
     labels = [item.label for item in source.items if item.label is not None]
     count = min(len(source), config.limit) if config.limit else len(source)
-    reference, quantized = LiteRtModel(float_path, threads=threads), LiteRtModel(path, threads=threads)
+    reference, quantized = open_model(float_path, threads=threads), open_model(path, threads=threads)
     scores = np.zeros((count, 2))
     for index in range(count):
         image: Image.Image = source.read(index)

@@ -19,9 +19,8 @@ from edgeq.cache import calibration_key, load, store
 from edgeq.candidate import Arrays, Candidate
 from edgeq.config import ExportConfig
 from edgeq.data import ImageSource
-from edgeq.devices import get_target
+from edgeq.devices import get_target, open_model
 from edgeq.devices.base import Target
-from edgeq.devices.litert import LiteRtModel
 from edgeq.errors import ModelError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
@@ -141,7 +140,7 @@ def target_threads(target: Target) -> int:
 
 def float_outputs(adapter: ModelAdapter, path: Path, samples: Samples, threads: int) -> list[Arrays]:
     """Outputs of the float file for the held-out samples; the first is checked against the captured graph."""
-    model = LiteRtModel(path, threads=threads)
+    model = open_model(path, threads=threads)
     outputs = [model.run(*sample) for sample in samples.held_out]
     with torch.no_grad():
         captured = adapter.loaded.graph(*(torch.from_numpy(a) for a in samples.held_out[0]))

@@ -6,7 +6,15 @@ manifest lists depend only on what went in. `Artifact.open` reads one back and p
 
 from __future__ import annotations
 
-from edgeq.artifact.files import describe_files, write_arrays, write_golden, write_json, write_runner
+from edgeq.artifact.files import (
+    describe_files,
+    model_bytes,
+    model_files,
+    write_arrays,
+    write_golden,
+    write_json,
+    write_runner,
+)
 from edgeq.artifact.manifest import Manifest
 from edgeq.artifact.reader import Artifact, Golden
 from edgeq.artifact.staging import check_out, staged
@@ -17,6 +25,8 @@ __all__ = [
     "Manifest",
     "check_out",
     "describe_files",
+    "model_bytes",
+    "model_files",
     "staged",
     "write_arrays",
     "write_golden",

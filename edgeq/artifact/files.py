@@ -40,6 +40,16 @@ def describe_files(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def model_files(path: Path) -> list[Path]:
+    """The model file and what belongs to it: files of the same stem beside it, such as the `.bin` of an `.xml`."""
+    return sorted(p for p in path.parent.glob(f"{path.stem}.*") if p.is_file())
+
+
+def model_bytes(path: Path) -> int:
+    """Size of `model_files(path)` together."""
+    return sum(p.stat().st_size for p in model_files(path))
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write `data` with sorted keys; numbers that JSON lacks (NaN, infinity) become null."""
     text = json.dumps(jsonable(data), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 
 from edgeq.artifact.files import jsonable, portable
+from edgeq.config_keys import SUFFIXES
 from edgeq.errors import EdgeqError, InputError
 from edgeq.spec import Preprocess
 
@@ -80,6 +81,7 @@ class Manifest:
         scheme: `dynamic`, `static` or `integer`.
         input_files: Option (`model`, `calib`, ...) to name of the file or folder it named; `reproduce` asks for these.
         golden: Limits on the golden vectors.
+        runtime: Options that the runtime must be given for the results that were measured, by its own names.
 
     Raises:
         InputError: EQ-I041 when a value has the wrong kind or a file path leaves the folder.
@@ -101,6 +103,7 @@ class Manifest:
     scheme: str
     input_files: Mapping[str, str] = field(default_factory=dict)
     golden: GoldenCheck = field(default_factory=GoldenCheck)
+    runtime: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("command", "config", "model", "input_files"):
@@ -114,7 +117,7 @@ class Manifest:
         Raises:
             InputError: EQ-I041 when the manifest lists no model file, or several.
         """
-        models = [f["path"] for f in self.files if f["path"].endswith(".tflite")]
+        models = [f["path"] for f in self.files if PurePosixPath(f["path"]).suffix in SUFFIXES]
         if len(models) != 1:
             raise corrupt(f"it lists {len(models)} model files instead of one")
         return str(models[0])
@@ -140,7 +143,7 @@ class Manifest:
             hint = "upgrade edgeq: pip install --upgrade edgeq" if newer else None
             raise corrupt(f"its schema is {schema!r}, this edgeq reads {SCHEMA!r}", hint)
         _check(data)
-        values = {name: data[name] for name in cls.__dataclass_fields__}
+        values = {name: data[name] for name in cls.__dataclass_fields__ if name in data or name in _VALUES}
         for name in ("command", "calibration", "files", "inputs", "outputs", "labels"):
             values[name] = None if values[name] is None else tuple(values[name])
         known = GoldenCheck.__dataclass_fields__
@@ -170,6 +173,9 @@ def _check(data: Mapping[str, Any]) -> None:
             raise corrupt(f"file path {entry['path']!r} leaves the folder")
     if any(not isinstance(n, str) for n in (*data["command"], *(data["labels"] or ()))):
         raise corrupt("command and labels hold strings only")
+    runtime = data.get("runtime", {})  # bundles of 0.1 have none
+    if not isinstance(runtime, Mapping) or any(not isinstance(v, str) for v in runtime.values()):
+        raise corrupt("key 'runtime' holds strings only")
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in data["golden"].values()):
         raise corrupt("key 'golden' holds numbers only")
     if data["preprocess"] is not None:

@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Run the model in this folder. Needs Python 3.9, numpy and LiteRT: pip install ai-edge-litert (or tflite-runtime).
+"""Run the model in this folder. Needs Python 3.9, numpy and the runtime of the model file.
+
+    .tflite   pip install ai-edge-litert (or tflite-runtime)
+    .xml      pip install openvino
+    .onnx     pip install onnxruntime
 
     python run.py                    compare this machine's results with the golden vectors
     python run.py photo.jpg x.npy    run images (needs Pillow) or prepared inputs
@@ -39,24 +43,25 @@ class Failure(Exception):
         self.code = code
 
 
-class Model:
-    """The `.tflite` file: real arrays in, real arrays out, in the order of the manifest."""
+class LiteRt:
+    """A `.tflite` file in LiteRT."""
 
-    def __init__(self, manifest: dict[str, Any], threads: int) -> None:
-        path = HERE / model_entry(manifest)["path"]
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise Failure(f"{path.name} cannot be read: {error.strerror}", 3) from error
-        if hashlib.sha256(content).hexdigest() != model_entry(manifest)["sha256"]:
-            raise Failure(f"{path.name} is not the file that was exported; copy the folder again", 3)
-        try:
-            self.interpreter = runtime().Interpreter(model_content=content, num_threads=threads)
-            self.interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise Failure(f"{path.name} cannot be loaded: {error}", 3) from error
+    def __init__(self, path: Path, threads: int, settings: dict[str, str]) -> None:
+        del settings  # LiteRT has none that change results
+        self.interpreter = self.runtime().Interpreter(model_path=str(path), num_threads=threads)
+        self.interpreter.allocate_tensors()
         self.inputs = self.ordered("inputs", self.interpreter.get_input_details())
         self.outputs = self.ordered("outputs", self.interpreter.get_output_details())
+        self.shapes = [tuple(info["shape"]) for info in self.inputs]
+
+    @staticmethod
+    def runtime() -> Any:
+        """The interpreter's module."""
+        for package in ("ai_edge_litert", "tflite_runtime"):
+            if importlib.util.find_spec(package) is not None:
+                return importlib.import_module(f"{package}.interpreter")
+        hint = "pip install ai-edge-litert  (on older boards: pip install tflite-runtime)"
+        raise Failure(f"LiteRT is absent\n  try: {hint}", 4)
 
     def ordered(self, side: str, details: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Tensors in the order of the call: the converter numbers arguments, the file may list them otherwise."""
@@ -69,44 +74,139 @@ class Model:
             return details
         return [details[i] for i in sorted(range(len(keys)), key=keys.__getitem__)]
 
-    def place(self, arrays: list[Any]) -> None:
-        """Set the inputs, quantized where the model takes integers."""
-        if len(arrays) != len(self.inputs):
-            raise Failure(f"the model takes {len(self.inputs)} inputs, not {len(arrays)}", 3)
-        for i, info in enumerate(self.inputs):
-            array, (scale, zero) = np.asarray(arrays[i]), info["quantization"]
-            if array.shape != tuple(info["shape"]):
-                raise Failure(f"input {i} must have shape {tuple(info['shape'])}, not {array.shape}", 3)
-            if scale and array.dtype.kind == "f" and np.dtype(info["dtype"]).kind in "iu":
-                limits = np.iinfo(info["dtype"])
-                array = np.rint(array.astype(np.float32) * np.float32(1.0 / scale)) + np.float32(zero)
-                array = np.clip(array, limits.min, limits.max)
-            self.interpreter.set_tensor(info["index"], np.ascontiguousarray(array.astype(info["dtype"])))
+    def place(self, index: int, array: Any) -> None:
+        """Set an input, quantized where the model takes integers."""
+        info = self.inputs[index]
+        scale, zero = info["quantization"]
+        if scale and array.dtype.kind == "f" and np.dtype(info["dtype"]).kind in "iu":
+            limits = np.iinfo(info["dtype"])
+            array = np.rint(array.astype(np.float32) * np.float32(1.0 / scale)) + np.float32(zero)
+            array = np.clip(array, limits.min, limits.max)
+        self.interpreter.set_tensor(info["index"], np.ascontiguousarray(array.astype(info["dtype"])))
 
-    def run(self, arrays: list[Any]) -> list[Any]:
-        """Run once; integer outputs come back as real values."""
-        self.place(arrays)
-        try:
-            self.interpreter.invoke()
-        except (ValueError, RuntimeError) as error:
-            raise Failure(f"the model fails on this machine: {error}", 3) from error
-        results = []
+    def invoke(self) -> None:
+        """Run once on the placed inputs."""
+        self.interpreter.invoke()
+
+    def results(self) -> list[Any]:
+        """Copies of the outputs; integers come back as real values."""
+        values = []
         for info in self.outputs:
             value, (scale, zero) = np.array(self.interpreter.get_tensor(info["index"])), info["quantization"]
             if scale and value.dtype.kind in "iu":
                 value = ((value.astype(np.int32) - zero) * np.float32(scale)).astype(np.float32)
-            results.append(value)
-        return results
+            values.append(value)
+        return values
 
 
-def runtime() -> Any:
-    """The interpreter's module."""
-    for package in ("ai_edge_litert", "tflite_runtime"):
-        if importlib.util.find_spec(package) is not None:
-            return importlib.import_module(f"{package}.interpreter")
-    raise Failure(
-        "LiteRT is absent\n  try: pip install ai-edge-litert  (on older boards: pip install tflite-runtime)", 4
-    )
+class OpenVino:
+    """An `.xml` file with its `.bin` in OpenVINO, on the CPU, with the options it was measured with."""
+
+    def __init__(self, path: Path, threads: int, settings: dict[str, str]) -> None:
+        if importlib.util.find_spec("openvino") is None:
+            raise Failure("OpenVINO is absent\n  try: pip install openvino", 4)
+        self.openvino: Any = importlib.import_module("openvino")
+        core = self.openvino.Core()
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **settings}
+        self.request = core.compile_model(core.read_model(str(path)), "CPU", options).create_infer_request()
+        self.inputs, self.outputs = self.request.model_inputs, self.request.model_outputs
+        self.shapes = [tuple(port.shape) for port in self.inputs]
+
+    def place(self, index: int, array: Any) -> None:
+        """Set an input."""
+        self.request.get_input_tensor(index).data[:] = array
+
+    def invoke(self) -> None:
+        """Run once on the placed inputs."""
+        self.request.infer()
+
+    def results(self) -> list[Any]:
+        """Copies of the outputs."""
+        return [np.array(self.request.get_output_tensor(i).data) for i in range(len(self.outputs))]
+
+
+class OnnxRuntime:
+    """An `.onnx` file in onnxruntime, on the CPU."""
+
+    def __init__(self, path: Path, threads: int, settings: dict[str, str]) -> None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise Failure("onnxruntime is absent\n  try: pip install onnxruntime", 4)
+        runtime: Any = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        for key, value in settings.items():
+            options.add_session_config_entry(key, value)
+        self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs, self.outputs = self.session.get_inputs(), self.session.get_outputs()
+        self.shapes = [tuple(info.shape) for info in self.inputs]
+        self.feed: dict[str, Any] = {}
+        self.values: list[Any] = []
+
+    def place(self, index: int, array: Any) -> None:
+        """Set an input."""
+        kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}.get(self.inputs[index].type, np.float32)
+        self.feed[self.inputs[index].name] = np.ascontiguousarray(array, dtype=kind)
+
+    def invoke(self) -> None:
+        """Run once on the placed inputs."""
+        self.values = self.session.run(None, self.feed)
+
+    def results(self) -> list[Any]:
+        """The outputs."""
+        return list(self.values)
+
+
+RUNTIMES: dict[str, Any] = {".tflite": LiteRt, ".xml": OpenVino, ".onnx": OnnxRuntime}
+
+
+class Model:
+    """The model file: real arrays in, real arrays out, in the order of the manifest."""
+
+    def __init__(self, manifest: dict[str, Any], threads: int) -> None:
+        path = HERE / model_entry(manifest)["path"]
+        for entry in manifest["files"]:  # the model and what belongs to it, such as weights in a file of their own
+            if entry["path"].startswith(f"{path.stem}."):
+                check_hash(HERE / entry["path"], entry["sha256"])
+        try:
+            self.loaded = RUNTIMES[path.suffix](path, threads, manifest.get("runtime", {}))
+        except Failure:
+            raise
+        except Exception as error:  # each runtime has its own kinds
+            raise Failure(f"{path.name} cannot be loaded: {error}", 3) from error
+        self.inputs, self.outputs = self.loaded.inputs, self.loaded.outputs
+
+    def place(self, arrays: list[Any]) -> None:
+        """Set the inputs."""
+        if len(arrays) != len(self.inputs):
+            raise Failure(f"the model takes {len(self.inputs)} inputs, not {len(arrays)}", 3)
+        for i, wanted in enumerate(self.loaded.shapes):
+            array = np.asarray(arrays[i])
+            if array.shape != wanted:
+                raise Failure(f"input {i} must have shape {wanted}, not {array.shape}", 3)
+            self.loaded.place(i, array)
+
+    def invoke(self) -> None:
+        """Run once on the placed inputs."""
+        try:
+            self.loaded.invoke()
+        except Exception as error:  # each runtime has its own kinds
+            raise Failure(f"the model fails on this machine: {error}", 3) from error
+
+    def run(self, arrays: list[Any]) -> list[Any]:
+        """Run once; integer outputs come back as real values."""
+        self.place(arrays)
+        self.invoke()
+        return list(self.loaded.results())
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    """Refuse a file that is not the one the manifest lists."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Failure(f"{path.name} cannot be read: {error.strerror}", 3) from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise Failure(f"{path.name} is not the file that was exported; copy the folder again", 3)
 
 
 def load_manifest() -> dict[str, Any]:
@@ -124,7 +224,7 @@ def load_manifest() -> dict[str, Any]:
 
 def model_entry(manifest: dict[str, Any]) -> dict[str, Any]:
     """Path and hash of the model file."""
-    return dict(next(f for f in manifest["files"] if f["path"].endswith(".tflite")))
+    return dict(next(f for f in manifest["files"] if Path(f["path"]).suffix in RUNTIMES))
 
 
 def read_rgb(path: Path) -> Any:
@@ -253,11 +353,11 @@ def bench(model: Model, runs: int) -> dict[str, Any]:
     """Milliseconds of `runs` runs after three untimed ones, on the first golden vector."""
     model.place([array[0] for array in golden_arrays("inputs.npz", "input", len(model.inputs))])
     for _ in range(3):
-        model.interpreter.invoke()
+        model.invoke()
     times = []
     for _ in range(runs):
         start = time.perf_counter()
-        model.interpreter.invoke()
+        model.invoke()
         times.append(1e3 * (time.perf_counter() - start))
     p50, p90, p99 = np.percentile(times, (50, 90, 99))
     return {"unit": "ms", "p50": float(p50), "p90": float(p90), "p99": float(p99), "runs": runs}
@@ -288,7 +388,9 @@ def main(argv: list[str]) -> int:
     """Parse options, run, print; returns the exit code."""
     lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(
-        description=lines[0], epilog="\n".join(lines[2:]), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=lines[0],
+        epilog="\n".join(lines[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", nargs="*", type=Path, help="images, .npy or .npz; none: check the golden vectors")
     parser.add_argument("--bench", type=int, metavar="N", help="time N runs")

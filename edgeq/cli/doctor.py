@@ -24,6 +24,7 @@ Status = Literal["ok", "missing", "broken", "info"]
 # Extra of the package -> distributions it brings, with the module that must import.
 EXTRAS = {
     "tflite": {"ai-edge-litert": "ai_edge_litert.interpreter", "litert-torch": "litert_torch"},
+    "openvino": {"openvino": "openvino"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime"},
     "vit": {"timm": "timm"},
 }
@@ -95,9 +96,9 @@ def _machine() -> Iterator[Check]:
 
 
 def _packages(console: Console, target: Target | None, quick: bool) -> Iterator[Check]:
-    """The base packages and the extras; an extra is needed only by the target that runs its format."""
+    """The base packages and the extras; an extra is needed only by the target whose format it writes."""
     for extra, packages in ({"": BASE} | EXTRAS).items():
-        needed = not extra or (target is not None and extra in target.runtimes)
+        needed = not extra or (target is not None and extra == target.format)
         install = f"pip install 'edgeq[{extra}]'" if extra else "pip install --force-reinstall edgeq"
         for package, module in packages.items():
             try:
@@ -132,7 +133,7 @@ def _import_failure(console: Console, module: str) -> str | None:
 
 def _target(target: Target) -> Iterator[Check]:
     """Whether this machine can run what is built for the target, and stand in for it in a measurement."""
-    found = [r for r in runtimes() if r.format in target.runtimes]
+    found = [r for r in runtimes() if r.format == target.format]
     if not any(r.usable for r in found):
         wanted = " or ".join(r.package for r in found) or target.format
         yield Check(f"runtime for {target.name}", "missing", wanted, found[0].install if found else "", needed=True)

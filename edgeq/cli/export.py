@@ -14,7 +14,7 @@ from edgeq.cli.devices import complete_device
 from edgeq.cli.models import complete_model
 from edgeq.cli.options import Settings, command
 from edgeq.config import render_sources
-from edgeq.config_keys import BITS
+from edgeq.config_keys import BITS, FORMATS
 
 if TYPE_CHECKING:
     from edgeq.candidate import Candidate
@@ -42,7 +42,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--samples", type=int, metavar="N", help="Calibration images at most (default 128).")
 @click.option("--data", type=_PATH, metavar="PATH", help="Labelled data: one folder a class, or a packed .npz.")
 @click.option("--limit", type=int, metavar="N", help="Labelled items at most.")
-@click.option("--format", metavar="NAME", help="File format: auto, tflite.")
+@click.option("--format", metavar="NAME", help=f"File format: {', '.join(FORMATS)}; auto is what the target runs best.")
 @click.option("--bits", metavar="NAME", help=f"Weights and activations: {', '.join(BITS)}.")
 @click.option("--scheme", metavar="NAME", help="auto (build all, ship the best), dynamic, static, integer.")
 @click.option(

@@ -1,9 +1,10 @@
-"""Tiny real `.tflite` files, converted once for the whole session."""
+"""Tiny real model files, converted once for the whole session."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -71,4 +72,22 @@ def tiny_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(setting))
     model = Tiny(quantized=True).eval()
     litert_torch.convert(model, (torch.zeros(1, 3, 8, 8),), quant_config=config).export(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_openvino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`x (1, 8) -> FakeQuantize -> times an int8 matrix (4, 8)`: one layer that OpenVINO runs in integers."""
+    openvino = pytest.importorskip("openvino")
+    opset = openvino.opset13
+    codes = np.random.default_rng(0).integers(-127, 128, (4, 8)).astype(np.int8)
+    x = opset.parameter([1, 8], np.float32, name="x")
+    low, high = np.float32(-2.56), np.float32(2.54)
+    grid = opset.fake_quantize(x, low, high, low, high, 256)
+    weight = opset.multiply(
+        opset.convert(opset.constant(codes), np.float32), opset.constant(np.full((4, 1), 0.01, "f"))
+    )
+    product = opset.matmul(grid, weight, False, True, name="layer/MatMul")
+    path = tmp_path_factory.mktemp("openvino") / "model.xml"
+    openvino.save_model(openvino.Model([product], [x]), path, compress_to_fp16=False)
     return path

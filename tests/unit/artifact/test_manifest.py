@@ -49,7 +49,7 @@ def test_no_path_of_the_machine_is_kept(tmp_path: Path) -> None:
     assert manifest.model["source"] == "photos"
 
 
-@pytest.mark.parametrize("key", sorted(set(MANIFEST.to_dict()) - {"schema"}))
+@pytest.mark.parametrize("key", sorted(set(MANIFEST.to_dict()) - {"schema", "runtime"}))
 def test_missing_and_wrong_values_are_named(key: str) -> None:
     data = MANIFEST.to_dict()
     with pytest.raises(InputError, match=f"key '{key}' is missing") as caught:
@@ -100,6 +100,14 @@ def test_model_file_must_be_one() -> None:
     with pytest.raises(InputError, match="0 model files"):
         _ = MANIFEST.entry
     assert replace(MANIFEST, files=({**FILE, "path": "m.tflite"},)).entry == "m.tflite"
+    pair = ({**FILE, "path": "model.bin"}, {**FILE, "path": "model.xml"})
+    assert replace(MANIFEST, files=pair).entry == "model.xml"
+
+
+def test_bundles_without_runtime_options_still_open() -> None:
+    data = MANIFEST.to_dict()
+    del data["runtime"]
+    assert Manifest.from_dict(data).runtime == {}
 
 
 JSON = st.recursive(

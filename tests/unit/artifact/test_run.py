@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeq.artifact import Artifact
+from edgeq.artifact import Artifact, describe_files, model_files, write_golden, write_json, write_runner
 from edgeq.artifact import run as runner
 from edgeq.data import decode, preprocess
+from edgeq.devices import open_model
 from edgeq.devices.litert import LiteRtModel
 from edgeq.metrics import sqnr_db
 from edgeq.spec import Preprocess
-from tests.unit.artifact.conftest import Builder
+from tests.unit.artifact.conftest import MANIFEST, Builder
 
 
 def call(bundle: Path, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -194,3 +198,57 @@ def test_sqnr_is_that_of_edgeq(values: list[float], shift: float) -> None:
     found = expected + np.float32(shift)
     # the same formula in another order of operations: equal up to the last bits of a double
     assert runner.sqnr_db(expected, found) == pytest.approx(sqnr_db(expected, found), rel=1e-9, abs=1e-9)
+
+
+def test_an_openvino_bundle_runs_with_the_recorded_options(tiny_openvino: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "a"
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    write_bundle(bundle, tiny_openvino, (1, 8), settings)
+    golden = answer(bundle)["golden"]
+    assert golden["passed"]
+    assert golden["exact"]
+    assert answer(bundle, "--bench", "5")["latency"]["runs"] == 5
+    np.save(tmp_path / "x.npy", np.zeros((1, 9), np.float32))
+    assert "must have shape (1, 8)" in call(bundle, "x.npy", code=3).stderr
+    (bundle / "model.bin").write_bytes(b"")
+    assert "model.bin is not the file that was exported" in call(bundle, code=3).stderr
+    write_bundle(tmp_path / "b", tiny_openvino, (1, 8), {"INFERENCE_PRECISION_HINT": "none such"})
+    assert "cannot be loaded" in call(tmp_path / "b", code=3).stderr
+
+
+def test_an_onnx_bundle_runs(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    x = onnx.helper.make_tensor_value_info("x", 1, [1, 8])
+    y = onnx.helper.make_tensor_value_info("y", 1, [1, 8])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Softmax", ["x"], ["y"])], "g", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    bundle = tmp_path / "a"
+    write_bundle(bundle, tmp_path / "model.onnx", (1, 8), {}, softmax)
+    assert answer(bundle)["golden"]["max_difference"] < 1e-6
+    assert answer(bundle, "--bench", "5")["latency"]["p50"] > 0
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    return np.asarray(np.exp(x) / np.exp(x).sum(-1, keepdims=True), dtype=np.float32)
+
+
+def write_bundle(
+    folder: Path,
+    source: Path,
+    shape: tuple[int, ...],
+    settings: dict[str, str],
+    function: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """A bundle around a model file; `function` gives its results where edgeq has no runtime for it."""
+    folder.mkdir()
+    for file in model_files(source):
+        shutil.copyfile(file, folder / file.name)
+    inputs = [(a,) for a in np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)]
+    run = function or (lambda x: open_model(source).run(x)[0])
+    write_golden(folder, inputs, [(run(x),) for (x,) in inputs])
+    write_runner(folder)
+    changes: dict[str, Any] = {"files": tuple(describe_files(folder)), "runtime": settings, "labels": None}
+    write_json(folder / "manifest.json", replace(MANIFEST, preprocess=None, **changes).to_dict())
+    assert Artifact.open(folder).model_file.name == source.name
