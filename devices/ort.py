@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeq.devices.base import ExecutedOp, Execution
+from edgeq.devices.base import Array, ExecutedOp, Execution
+from edgeq.devices.environment import cpu_info
 from edgeq.devices.litert_runtime import one_line, quiet_stderr
 from edgeq.errors import DataError, DeviceError, MissingError, ModelError, UsageError
 
-Array = NDArray[Any]
-
 INSTALL = "pip install onnxruntime"
-SETTINGS: Mapping[str, str] = {
-    # Without the VNNI instructions of newer CPUs, products of unsigned and signed bytes overflow; this avoids it, and
-    # costs nothing where they exist.
-    "session.x64quantprecision": "1",
-    # Idle threads of one model must not take the cores from another one that is timed in alternation.
-    "session.intra_op.allow_spinning": "0",
-}
+_PRECISE = {"session.x64quantprecision": "1"}
 
 _INTEGER = frozenset({"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger"})
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -84,6 +76,7 @@ class OrtModel:
             hint = "give the path of an .onnx file"
             raise ModelError("cannot read the model: no such file", code="EQ-M453", place=str(source), hint=hint)
         self._runtime = _load_runtime()
+        self.settings = settings_for(cpu_info().isa)
         self._session = self._open(None)
         self.inputs = tuple(self._port(info) for info in self._session.get_inputs())
         self.outputs = tuple(self._port(info) for info in self._session.get_outputs())
@@ -145,13 +138,15 @@ class OrtModel:
             )
             for node in nodes
         )
-        return Execution(ops, 1, sum(op.op in _CONVERSIONS for op in ops), SETTINGS)
+        return Execution(ops, 1, sum(op.op in _CONVERSIONS for op in ops), self.settings)
 
     def _open(self, rewritten: Path | None) -> Any:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4
-        for key, value in SETTINGS.items():
+        # Idle threads of one model must not take the cores from another one that is timed in alternation.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for key, value in self.settings.items():
             options.add_session_config_entry(key, value)
         if rewritten is not None:
             options.optimized_model_filepath = str(rewritten)
@@ -190,6 +185,16 @@ class OrtModel:
         except Exception as error:  # the binding raises a dozen kinds
             message = f"onnxruntime failed while running: {one_line(str(error))}"
             raise DeviceError(message, code="EQ-X450", place=str(self._path), hint="run `edgeq doctor`") from error
+
+
+def settings_for(isa: Collection[str]) -> dict[str, str]:
+    """Options that keep results right on a CPU with the features `isa`.
+
+    On x86 without VNNI the kernels add pairs of byte products in 16 bits, which overflow; this option widens them, in
+    time.
+    """
+    overflows = "avx2" in isa and not {"avx512_vnni", "avx_vnni"} & set(isa)
+    return dict(_PRECISE) if overflows else {}
 
 
 def _load_runtime() -> ModuleType:

@@ -80,7 +80,7 @@ def legalize(
     if rounding is not None and rounding.needs_data:
         quantized = copy.deepcopy(graph)
         _insert_activation_grids(quantized, placement, QuantPlan(scheme, tensors, placement.ops))
-        _insert_dynamic(quantized, placement)
+        _insert_dynamic(quantized, placement, rules)
         solved = solve_weights(graph, quantized, placement.weights, grids, rounding)
     else:
         solved = _nearest(graph, placement, grids)
@@ -99,7 +99,7 @@ def legalize(
     simulation = emission
     if any(op.mode == "dynamic" for op in plan.ops.values()):
         simulation = copy.deepcopy(emission)
-        _insert_dynamic(simulation, placement)
+        _insert_dynamic(simulation, placement, rules)
         simulation.recompile()
     return Legalized(plan, emission, simulation, placement.absorbed)
 
@@ -276,11 +276,13 @@ def _pair_per_channel(graph: fx.GraphModule, source: fx.Node, qparams: QParams, 
 
 
 def dynamic_fake_quantize(x: Tensor, per_row: bool) -> Tensor:
-    """What XNNPACK's `qd8` kernels make of an input at run time: asymmetric 8 bit, range from the values and zero.
+    """What runtimes make of an input at run time: asymmetric 8 bit, range from the values and zero.
+
+    XNNPACK's `qd8` kernels and ONNX's DynamicQuantizeLinear share the formula; they differ in what shares a grid.
 
     Args:
-        x: Input; `per_row` gives each vector along the last axis its own grid (linear), otherwise each batch item
-            (convolution).
+        x: Input; `per_row` gives each vector along the last axis its own grid (linear in XNNPACK), otherwise each batch
+            item (convolution in XNNPACK; linear in onnxruntime, whose inputs have one item).
         per_row: See `x`.
     """
     axes = (-1,) if per_row else tuple(range(1, x.ndim))
@@ -291,12 +293,12 @@ def dynamic_fake_quantize(x: Tensor, per_row: bool) -> Tensor:
     return ((x / scale).round() + zero_point).clamp(-128, 127).sub(zero_point).mul(scale)
 
 
-def _insert_dynamic(graph: fx.GraphModule, placement: Placement) -> None:
+def _insert_dynamic(graph: fx.GraphModule, placement: Placement, rules: BackendRules) -> None:
     for node in list(graph.graph.nodes):
         op = placement.ops.get(node.name)
         if op is None or op.mode != "dynamic":
             continue
         source = node.args[0]
         with graph.graph.inserting_before(node):
-            quantized = graph.graph.call_function(dynamic_fake_quantize, (source, op.op == "linear"))
+            quantized = graph.graph.call_function(dynamic_fake_quantize, (source, rules.dynamic_rows and op.op == "linear"))
         node.update_arg(0, quantized)

@@ -30,6 +30,7 @@ class BackendRules:
         fixed: Kinds whose output grid the runtime dictates: scale and zero point.
         fused: Activations that the preceding weighted operation absorbs.
         symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0.
+        dynamic_rows: At run time, a linear layer gives each row of its input a grid; otherwise the input has one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class BackendRules:
     fixed: Mapping[str, tuple[float, int]]
     fused: frozenset[str]
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dynamic_rows: bool = True
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ def emit_onnx(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantPla
                 hint="try another --scheme, or report the model with `edgeq doctor`",
             ) from error
     _strip(model)
+    _unshare_zeros(model)
     if plan is not None:
         pack_weights(model, plan)
     onnx.save(model, str(path))
@@ -123,6 +124,26 @@ def _strip(model: Any) -> None:
     for entry in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del entry.metadata_props[:]
         entry.doc_string = ""
+
+
+def _unshare_zeros(model: Any) -> None:
+    """Give every dequantized constant zero points of its own; torch's exporter merges equal constants.
+
+    onnxruntime refuses a file with shared ones when it widens weights on CPUs without VNNI.
+    """
+    constants = {entry.name: entry for entry in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            own = f"{node.input[0]}_zeros"
+            if own not in constants:
+                constants[own] = model.graph.initializer.add()
+                constants[own].CopyFrom(constants[node.input[2]])
+                constants[own].name = own
+            node.input[2] = own
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [entry for entry in model.graph.initializer if entry.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 @contextmanager

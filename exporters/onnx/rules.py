@@ -18,12 +18,13 @@ ONNX = BackendRules(
     dynamic=frozenset({"linear"}),
     integer=frozenset(
         {"linear", "conv2d", "matmul", "add", "mul", "relu", "softmax", "sigmoid", "leaky_relu"}
-        | {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+        | {"max_pool2d", "avg_pool2d"}
     ),
     movement=frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"}),
     same_scale=frozenset({"max_pool2d"}),
     fixed={"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128)},
     fused=frozenset({"relu"}),
+    dynamic_rows=False,
 )
 
 _LAYERS = ("linear", "conv2d")
