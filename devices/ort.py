@@ -104,9 +104,7 @@ class OrtModel:
             wanted = ", ".join(f"{port.name} {port.shape}" for port in self.inputs)
             message = f"the model takes {len(self.inputs)} inputs ({wanted}), got {len(arrays)}"
             raise DataError(message, code="EQ-D450", place=str(self._path))
-        self._feed = {
-            port.name: self._fit(port, np.asarray(a)) for port, a in zip(self.inputs, arrays, strict=True)
-        }
+        self._feed = {port.name: self._fit(port, np.asarray(a)) for port, a in zip(self.inputs, arrays, strict=True)}
 
     def invoke(self) -> None:
         """Run once on the inputs placed by `prepare`. Raises as `run`."""

@@ -300,5 +300,6 @@ def _insert_dynamic(graph: fx.GraphModule, placement: Placement, rules: BackendR
             continue
         source = node.args[0]
         with graph.graph.inserting_before(node):
-            quantized = graph.graph.call_function(dynamic_fake_quantize, (source, rules.dynamic_rows and op.op == "linear"))
+            per_row = rules.dynamic_rows and op.op == "linear"
+            quantized = graph.graph.call_function(dynamic_fake_quantize, (source, per_row))
         node.update_arg(0, quantized)

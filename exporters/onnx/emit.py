@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def emit_onnx(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantPla
     onnx.save(model, str(path))
 
 
-def _translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """ONNX for the operations that `lower` writes; grids go in as constants, as the kernels' patterns want them."""
     from onnxscript import opset18 as op
 

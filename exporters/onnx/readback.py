@@ -81,9 +81,9 @@ class _Reader:
     def _macs(self, node: Any) -> int:
         produced = int(np.prod(self.shapes.get(node.output[0], (0,)), dtype=np.int64))
         if node.op_type in ("MatMul", "MatMulInteger"):
-            return produced * self.shapes[node.input[0]][-1]
+            return produced * int(self.shapes[node.input[0]][-1])
         if node.op_type == "Gemm":
-            return produced * self.shapes[node.input[1]][0 if not self._flag(node, "transB") else 1]
+            return produced * int(self.shapes[node.input[1]][1 if self._flag(node, "transB") else 0])
         if node.op_type == "Conv":
             return produced * int(np.prod(self.shapes[node.input[1]][1:], dtype=np.int64))
         if node.op_type == "ConvTranspose":
@@ -121,9 +121,7 @@ class _Reader:
                     self._keep(found, source.input[0], self._value(source.input[1]), transposed)
         return list(found.values())
 
-    def _keep(
-        self, found: dict[str, Constant], name: str, scales: NDArray[Any] | None, transposed: bool
-    ) -> None:
+    def _keep(self, found: dict[str, Constant], name: str, scales: NDArray[Any] | None, transposed: bool) -> None:
         codes = self._value(name)
         if codes is not None and scales is not None:
             layout = codes.T if transposed and codes.ndim == 2 else codes

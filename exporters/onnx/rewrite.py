@@ -33,7 +33,7 @@ _INT32 = (-(2**31), 2**31 - 1, torch.int32)
     "edgeq::dynamic_matmul", mutates_args=(), schema="(Tensor x, Tensor codes, Tensor scale) -> Tensor"
 )
 def dynamic_matmul(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """Product of `x` `(..., I)`, quantized here to 8 bits by its range, and int8 `codes` `(I, O)` with scales `(O,)`."""
+    """Product of `x` `(..., I)`, quantized here to 8 bits by its range, and `codes` `(I, O)` with scales `(O,)`."""
     low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
     step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
     zero = (-low / step).round()
@@ -126,9 +126,7 @@ def _product(
         operand = _dequantized(graph, weight.name, codes, weight.scale, 1)
         result = graph.graph.call_function(aten.matmul.default, (source, operand))
     else:
-        constants = [
-            _constant(graph, f"{weight.name}_{k}", v) for k, v in (("codes", codes), ("scales", weight.scale))
-        ]
+        constants = [_constant(graph, f"{weight.name}_{k}", v) for k, v in (("codes", codes), ("scales", weight.scale))]
         result = graph.graph.call_function(torch.ops.edgeq.dynamic_matmul.default, (source, *constants))
     result.meta = dict(node.meta)
     if not isinstance(bias, fx.Node):

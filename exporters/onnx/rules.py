@@ -51,7 +51,7 @@ def onnx_config(scheme: str, precision: Precision) -> QuantConfig:
     """
     if scheme == "weights":
         raise UsageError(
-            "onnxruntime has no weight-only kernels for 8 bits: such weights are widened to float when the file is loaded",
+            "onnxruntime has no weight-only kernels for 8 bits: it widens such weights to float",
             code="EQ-U450",
             hint="use --scheme dynamic: the same size, and integer kernels",
         )
