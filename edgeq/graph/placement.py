@@ -30,6 +30,7 @@ class BackendRules:
         fixed: Kinds whose output grid the runtime dictates: scale and zero point.
         fused: Activations that the preceding weighted operation absorbs.
         symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0.
+        outputs: Kinds whose integer kernel writes codes, so that the result is on a grid of its own; None: all of them.
         dynamic_rows: At run time, a linear layer gives each row of its input a grid; otherwise the input has one.
     """
 
@@ -43,6 +44,11 @@ class BackendRules:
     fused: frozenset[str]
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dynamic_rows: bool = True
+    outputs: frozenset[str] | None = None
+
+    def writes_codes(self, kind: str) -> bool:
+        """Whether the integer kernel of `kind` writes codes; otherwise it writes reals."""
+        return self.outputs is None or kind in self.outputs
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
     ops, weights = _modes(nodes, config, rules, fused)
     absorbed = set(fused.values())
     static = [n for n in nodes if n.name in ops and ops[n.name].mode == "static" and n not in absorbed]
-    carriers = {fused.get(n, n) for n in static}
+    carriers = {fused.get(n, n) for n in static if rules.writes_codes(op_kind(n))}
     moved = _movement(nodes, rules, set(static), carriers)
 
     groups = _Groups()
@@ -106,8 +112,9 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
         wish = config.resolve(node.name, op_kind(node))
         for tensor in data_operands(node, node.name in weights):
             specs[tensor.name] = _narrower(specs.get(tensor.name), wish.activation)
-        result = fused.get(node, node).name
-        specs[result] = _narrower(specs.get(result), wish.output or wish.activation)
+        result = fused.get(node, node)
+        if result in carriers:
+            specs[result.name] = _narrower(specs.get(result.name), wish.output or wish.activation)
     for node in nodes:
         if node in moved or (node in carriers and op_kind(node) in rules.same_scale):
             for operand in data_operands(node, weighted=False):

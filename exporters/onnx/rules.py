@@ -10,21 +10,24 @@ from edgeq.errors import UsageError, unknown_name
 from edgeq.graph.placement import BackendRules
 from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
 
+_INTEGER = frozenset(
+    {"linear", "conv2d", "matmul", "add", "mul", "relu", "softmax", "sigmoid", "leaky_relu", "max_pool2d", "avg_pool2d"}
+)
+
 ONNX = BackendRules(
     name="onnxruntime",
     # ConvTranspose has no integer kernel (see `prepare_onnx`).
     weighted={"linear": 0, "conv2d": 0},
     # ConvInteger is slower than the float convolution.
     dynamic=frozenset({"linear"}),
-    integer=frozenset(
-        {"linear", "conv2d", "matmul", "add", "mul", "relu", "softmax", "sigmoid", "leaky_relu"}
-        | {"max_pool2d", "avg_pool2d"}
-    ),
+    integer=_INTEGER,
     movement=frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"}),
     same_scale=frozenset({"max_pool2d"}),
     fixed={"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128)},
     fused=frozenset({"relu"}),
     dynamic_rows=False,
+    # A convolution whose result is not quantized stays float. The kernels of linear layers write floats as fast.
+    outputs=_INTEGER - {"linear", "matmul"},
 )
 
 _LAYERS = ("linear", "conv2d")
