@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
+from edgeq.graph.bounds import bounds_of
 from edgeq.graph.kinds import op_kind
 from edgeq.spec import Mode, OpPlan, QuantConfig, QuantSpec
 
@@ -29,7 +30,10 @@ class BackendRules:
         same_scale: Kinds that compute but whose kernel wants one grid for inputs and output.
         fixed: Kinds whose output grid the runtime dictates: scale and zero point.
         fused: Activations that the preceding weighted operation absorbs.
-        symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0.
+        symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0; without
+            grids of outputs, unsigned codes of values from 0 on will do.
+        outputs: Whether the result of an integer kernel is on a grid of its own, too. Where it is not, a kernel reads
+            codes, adds a float bias and writes reals, and an operand's grid stands before the moves that lead to it.
     """
 
     name: str
@@ -41,6 +45,7 @@ class BackendRules:
     fixed: Mapping[str, tuple[float, int]]
     fused: frozenset[str]
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    outputs: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,24 +100,30 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
     ops, weights = _modes(nodes, config, rules, fused)
     absorbed = set(fused.values())
     static = [n for n in nodes if n.name in ops and ops[n.name].mode == "static" and n not in absorbed]
-    carriers = {fused.get(n, n) for n in static}
-    moved = _movement(nodes, rules, set(static), carriers)
+    carriers = {fused.get(n, n) for n in static} if rules.outputs else set()
+    sources = {n: [_source(t, rules) for t in data_operands(n, n.name in weights)] for n in static}
+    if rules.outputs:
+        moved = _movement(nodes, rules, set(static), carriers)
+    else:
+        moved = {step for found in sources.values() for _, steps in found for step in steps}
 
     groups = _Groups()
     specs: dict[str, QuantSpec] = {}
     for node in static:
         wish = config.resolve(node.name, op_kind(node))
-        for tensor in data_operands(node, node.name in weights):
+        for tensor, _ in sources[node]:
             specs[tensor.name] = _narrower(specs.get(tensor.name), wish.activation)
-        result = fused.get(node, node).name
-        specs[result] = _narrower(specs.get(result), wish.output or wish.activation)
+        if rules.outputs:
+            result = fused.get(node, node).name
+            specs[result] = _narrower(specs.get(result), wish.output or wish.activation)
     for node in nodes:
-        if node in moved or (node in carriers and op_kind(node) in rules.same_scale):
+        if rules.outputs and (node in moved or (node in carriers and op_kind(node) in rules.same_scale)):
             for operand in data_operands(node, weighted=False):
                 specs.setdefault(node.name, specs[operand.name])
                 groups.join(operand.name, node.name)
     fixed = {groups.find(n.name): rules.fixed[op_kind(n)] for n in static if op_kind(n) in rules.fixed}
-    centred = {groups.find(n.args[i].name) for n in static for i in rules.symmetric.get(op_kind(n), ())} - set(fixed)
+    operands = [sources[n][i][0] for n in static for i in rules.symmetric.get(op_kind(n), ())]
+    centred = {groups.find(t.name) for t in operands if rules.outputs or not _from_zero(t)} - set(fixed)
     specs = {n: replace(s, symmetric=True) if groups.find(n) in centred else s for n, s in specs.items()}
     return Placement(
         ops=ops,
@@ -123,6 +134,28 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
         fixed=fixed,
         absorbed=frozenset(n.name for n in absorbed if ops[n.name].mode != "float"),
     )
+
+
+def _source(tensor: fx.Node, rules: BackendRules) -> tuple[fx.Node, list[fx.Node]]:
+    """Where the grid of an operand stands, and the moves between there and the operand.
+
+    Without outputs on grids that is before the moves that only this operand needs: rounding a value before or after
+    it is moved is the same, and the moves then carry a quarter of the bytes.
+    """
+    steps: list[fx.Node] = []
+    while not rules.outputs and op_kind(tensor) in rules.movement and bounds_of(tensor) is None:
+        operands = data_operands(tensor, weighted=False)
+        if len(operands) != 1 or len(tensor.users) != 1 or len(operands[0].users) != 1:
+            break
+        steps.append(tensor)
+        tensor = operands[0]
+    return tensor, steps
+
+
+def _from_zero(tensor: fx.Node) -> bool:
+    """Whether no value of `tensor` is negative, and its grid therefore begins at 0."""
+    bounds = bounds_of(tensor)
+    return op_kind(tensor) in ("softmax", "sigmoid", "relu") or (bounds is not None and bounds.low == 0)
 
 
 def _narrower(first: QuantSpec | None, second: QuantSpec) -> QuantSpec:
