@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from edgeq.errors import unknown_name
 
-FORMATS = ("auto", "tflite", "onnx")
+FORMATS = ("auto", "tflite", "openvino", "onnx")
 SUFFIXES = MappingProxyType({".tflite": "tflite", ".xml": "openvino", ".onnx": "onnx"})
 """Format of a model file by its suffix; what belongs to it (the `.bin` of an `.xml`) has the same stem."""
 BITS = ("w8a8", "w4a8")

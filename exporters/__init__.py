@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EXPORTERS: dict[str, str] = {
     "tflite": "edgeq.exporters.tflite.exporter:TfliteExporter",
+    "openvino": "edgeq.exporters.openvino.exporter:OpenVinoExporter",
     "onnx": "edgeq.exporters.onnx.exporter:OnnxExporter",
 }
 

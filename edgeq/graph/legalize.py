@@ -164,7 +164,7 @@ class _WeightGrids:
         if isinstance(spec.granularity, PerChannel):
             spec = replace(spec, granularity=PerChannel(self._rules.weighted[kind]))
         qparams = weight_qparams(weight, spec, name=self._placement.weights[name])
-        if self._placement.ops[name].mode == "static" and bias is not None:
+        if self._placement.ops[name].mode == "static" and bias is not None and not self._rules.inputs_only:
             # A bias beyond 32 bits of scale_in * scale_weight would be changed by the converter without a word.
             source = data_operands(self._nodes[name], weighted=True)[0].name
             qparams = cover_bias(qparams, bias, float(self._activations[source].uniform.scale))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
+from edgeq.graph.bounds import bounds_of
 from edgeq.graph.kinds import op_kind
 from edgeq.spec import Mode, OpPlan, QuantConfig, QuantSpec
 
@@ -29,8 +30,11 @@ class BackendRules:
         same_scale: Kinds that compute but whose kernel wants one grid for inputs and output.
         fixed: Kinds whose output grid the runtime dictates: scale and zero point.
         fused: Activations that the preceding weighted operation absorbs.
-        symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0.
+        symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0; without
+            grids of outputs, unsigned codes of values from 0 on will do.
         outputs: Kinds whose integer kernel writes codes, so that the result is on a grid of its own; None: all of them.
+            Where there are none, a kernel reads codes, adds a float bias and writes reals, and an operand's grid stands
+            before the moves that lead to it.
         dynamic_rows: At run time, a linear layer gives each row of its input a grid; otherwise the input has one.
     """
 
@@ -43,12 +47,17 @@ class BackendRules:
     fixed: Mapping[str, tuple[float, int]]
     fused: frozenset[str]
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    dynamic_rows: bool = True
     outputs: frozenset[str] | None = None
+    dynamic_rows: bool = True
 
     def writes_codes(self, kind: str) -> bool:
         """Whether the integer kernel of `kind` writes codes; otherwise it writes reals."""
         return self.outputs is None or kind in self.outputs
+
+    @property
+    def inputs_only(self) -> bool:
+        """Whether no kernel writes codes."""
+        return self.outputs is not None and not self.outputs
 
 
 @dataclass(frozen=True)
@@ -104,24 +113,29 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
     absorbed = set(fused.values())
     static = [n for n in nodes if n.name in ops and ops[n.name].mode == "static" and n not in absorbed]
     carriers = {fused.get(n, n) for n in static if rules.writes_codes(op_kind(n))}
-    moved = _movement(nodes, rules, set(static), carriers)
+    sources = {n: [_source(t, rules) for t in data_operands(n, n.name in weights)] for n in static}
+    if rules.inputs_only:
+        moved = {step for found in sources.values() for _, steps in found for step in steps}
+    else:
+        moved = _movement(nodes, rules, set(static), carriers)
 
     groups = _Groups()
     specs: dict[str, QuantSpec] = {}
     for node in static:
         wish = config.resolve(node.name, op_kind(node))
-        for tensor in data_operands(node, node.name in weights):
+        for tensor, _ in sources[node]:
             specs[tensor.name] = _narrower(specs.get(tensor.name), wish.activation)
         result = fused.get(node, node)
         if result in carriers:
             specs[result.name] = _narrower(specs.get(result.name), wish.output or wish.activation)
     for node in nodes:
-        if node in moved or (node in carriers and op_kind(node) in rules.same_scale):
+        if not rules.inputs_only and (node in moved or (node in carriers and op_kind(node) in rules.same_scale)):
             for operand in data_operands(node, weighted=False):
                 specs.setdefault(node.name, specs[operand.name])
                 groups.join(operand.name, node.name)
     fixed = {groups.find(n.name): rules.fixed[op_kind(n)] for n in static if op_kind(n) in rules.fixed}
-    centred = {groups.find(n.args[i].name) for n in static for i in rules.symmetric.get(op_kind(n), ())} - set(fixed)
+    operands = [sources[n][i][0] for n in static for i in rules.symmetric.get(op_kind(n), ())]
+    centred = {groups.find(t.name) for t in operands if not (rules.inputs_only and _from_zero(t))} - set(fixed)
     specs = {n: replace(s, symmetric=True) if groups.find(n) in centred else s for n, s in specs.items()}
     return Placement(
         ops=ops,
@@ -132,6 +146,28 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
         fixed=fixed,
         absorbed=frozenset(n.name for n in absorbed if ops[n.name].mode != "float"),
     )
+
+
+def _source(tensor: fx.Node, rules: BackendRules) -> tuple[fx.Node, list[fx.Node]]:
+    """Where the grid of an operand stands, and the moves between there and the operand.
+
+    Without outputs on grids that is before the moves that only this operand needs: rounding a value before or after
+    it is moved is the same, and the moves then carry a quarter of the bytes.
+    """
+    steps: list[fx.Node] = []
+    while rules.inputs_only and op_kind(tensor) in rules.movement and bounds_of(tensor) is None:
+        operands = data_operands(tensor, weighted=False)
+        if len(operands) != 1 or len(tensor.users) != 1 or len(operands[0].users) != 1:
+            break
+        steps.append(tensor)
+        tensor = operands[0]
+    return tensor, steps
+
+
+def _from_zero(tensor: fx.Node) -> bool:
+    """Whether no value of `tensor` is negative, and its grid therefore begins at 0."""
+    bounds = bounds_of(tensor)
+    return op_kind(tensor) in ("softmax", "sigmoid", "relu") or (bounds is not None and bounds.low == 0)
 
 
 def _narrower(first: QuantSpec | None, second: QuantSpec) -> QuantSpec:

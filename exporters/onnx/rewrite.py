@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeq.errors import ModelError
-from edgeq.exporters.rewrites import hoist_relus, subpixel
+from edgeq.exporters.rewrite import hoist_relu, to_subpixel
 from edgeq.graph.naming import rebuild
 from edgeq.graph.rewrite import aten, calls, fetch, prune, refresh
 from edgeq.spec import QuantPlan
@@ -62,8 +62,10 @@ def prepare_onnx(graph: fx.GraphModule) -> fx.GraphModule:
     whose codes start at 0; behind a crop it would keep the convolution float.
     """
     prepared = copy.deepcopy(graph)
-    subpixel(prepared)
-    hoist_relus(prepared)
+    for node in calls(prepared, aten.conv_transpose2d.input):
+        to_subpixel(prepared, node)
+    for node in calls(prepared, aten.relu.default):
+        hoist_relu(prepared, node)
     refresh(prepared)
     return rebuild(prepared)
 

@@ -6,9 +6,9 @@ import copy
 
 from torch import fx
 
-from edgeq.exporters.rewrites import hoist_relus, subpixel
+from edgeq.exporters.rewrite import hoist_relu, to_subpixel
 from edgeq.graph.naming import rebuild
-from edgeq.graph.rewrite import refresh
+from edgeq.graph.rewrite import aten, calls, refresh
 
 
 def prepare_tflite(graph: fx.GraphModule) -> fx.GraphModule:
@@ -18,7 +18,9 @@ def prepare_tflite(graph: fx.GraphModule) -> fx.GraphModule:
     in time. A ReLU behind a reshape or a crop would neither be absorbed by the layer nor run by XNNPACK in integers.
     """
     prepared = copy.deepcopy(graph)
-    subpixel(prepared)
-    hoist_relus(prepared)
+    for node in calls(prepared, aten.conv_transpose2d.input):
+        to_subpixel(prepared, node)
+    for node in calls(prepared, aten.relu.default):
+        hoist_relu(prepared, node)
     refresh(prepared)
     return rebuild(prepared)

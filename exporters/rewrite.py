@@ -1,4 +1,4 @@
-"""Rewrites that more than one runtime wants: the same function in float, in operations with integer kernels."""
+"""Rewrites that exporters share: the same function in float, in operations that have integer kernels."""
 
 from __future__ import annotations
 
@@ -6,23 +6,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from edgeq.graph.rewrite import add_constant, aten, call, calls, constant_of, shape_of, single_user, supersede
+from edgeq.graph.rewrite import add_constant, aten, call, constant_of, shape_of, single_user, supersede
 from edgeq.graph.transforms.projections import is_move
 
 
-def subpixel(graph: fx.GraphModule) -> None:
-    """Write transposed convolutions of `graph` as sub-pixel convolutions where that is the same; see `_to_subpixel`."""
-    for node in calls(graph, aten.conv_transpose2d.input):
-        _to_subpixel(graph, node)
-
-
-def hoist_relus(graph: fx.GraphModule) -> None:
-    """Move the ReLUs of `graph` up to the layers they belong to, past operations that only move values."""
-    for node in calls(graph, aten.relu.default):
-        _hoist(graph, node)
-
-
-def _hoist(graph: fx.GraphModule, node: fx.Node) -> None:
+def hoist_relu(graph: fx.GraphModule, node: fx.Node) -> None:
     """Move a ReLU up to the layer it belongs to, past operations that only move values."""
     source = node.args[0]
     while is_move(source) and isinstance(source, fx.Node) and single_user(source):
@@ -38,7 +26,7 @@ def _hoist(graph: fx.GraphModule, node: fx.Node) -> None:
     supersede(node, moved)
 
 
-def _to_subpixel(graph: fx.GraphModule, node: fx.Node) -> None:
+def to_subpixel(graph: fx.GraphModule, node: fx.Node) -> None:
     """Transposed convolution -> convolution with s*s times the channels, depth to space, crop (Shi et al., 2016).
 
     Output row `y` reads input row `i` through tap `k = y + p - s*i`. Writing `y + p = s*q + r` gives `k = r + s*t` and

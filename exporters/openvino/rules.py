@@ -1,0 +1,52 @@
+"""What OpenVINO's CPU plugin runs as integers, and the schemes made of that.
+
+Measured with openvino 2026.4.1; `tests/parity` repeats the per-operation measurements. A kernel reads codes and writes
+float: what follows it (sums, GELU, softmax, normalization) is float, fused into the kernel where the plugin can.
+"""
+
+from __future__ import annotations
+
+from edgeq.errors import unknown_name
+from edgeq.graph.placement import BackendRules
+from edgeq.spec import OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
+
+OPENVINO = BackendRules(
+    name="OpenVINO",
+    weighted={"linear": 0, "conv2d": 0},
+    dynamic=frozenset({"linear"}),
+    integer=frozenset({"linear", "conv2d", "matmul", "relu", "hardtanh"}),
+    movement=frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"})
+    | {"max_pool2d"},  # the largest code is the code of the largest value
+    same_scale=frozenset(),
+    fixed={},
+    fused=frozenset({"relu", "hardtanh"}),
+    symmetric={"matmul": (0, 1)},  # with another zero point, a product of two activations is one of floats
+    outputs=frozenset(),
+)
+
+SCHEMES = ("static", "integer")
+_LAYERS = ("linear", "conv2d", "relu", "hardtanh")
+_BETWEEN = "OpenVINO's kernels between products are float"
+
+
+def openvino_config(scheme: str, precision: Precision) -> QuantConfig:
+    """The rules of a scheme.
+
+    `static`: linear layers and convolutions read calibrated codes. `integer`: the products of two activations inside
+    attention do, too.
+
+    Args:
+        scheme: One of `SCHEMES`.
+        precision: Widths and range estimator. The kernels are those of 8-bit activations and of weights of 4 and 8
+            bits; other widths can be simulated.
+
+    Raises:
+        UsageError: Another scheme.
+    """
+    if scheme not in SCHEMES:
+        raise unknown_name("scheme", scheme, ("auto", *SCHEMES), code="EQ-U007")
+    weight = QuantSpec(precision.weight_bits, True, PerChannel(0), "mse", narrow=True)
+    activation = QuantSpec(precision.activation_bits, False, PerTensor(), precision.observer)
+    kinds = _LAYERS if scheme == "static" else (*_LAYERS, "matmul")
+    rules = [QuantRule(reason=_BETWEEN), *(QuantRule(op=kind, mode="static") for kind in kinds)]
+    return QuantConfig(OpConfig("float", weight, activation), tuple(rules))

@@ -1,0 +1,122 @@
+"""Every integer product through OpenVINO's converter and kernels, against the legalizer's simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeq.devices import open_model
+from edgeq.devices.base import Execution
+from edgeq.exporters import get_exporter
+from edgeq.exporters.base import ReadBack
+from edgeq.graph.capture import capture
+from edgeq.graph.legalize import Legalized, legalize, observed
+from edgeq.quant.calibrator import calibrate
+from edgeq.recipe import place_scheme
+from edgeq.spec import Precision
+from tests.parity.cases import CASES, Case, Lambda
+
+PRODUCTS = [c for c in CASES if c.kernel in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL")]
+
+
+def exported(
+    module: nn.Module, shapes: tuple[tuple[int, ...], ...], folder: Path, precision: Precision | None = None
+) -> tuple[tuple[Tensor, ...], Legalized, ReadBack, Path]:
+    """An integer export of a random network; weights are random, this is about kernels."""
+    torch.manual_seed(7)
+    exporter = get_exporter("openvino")
+    example = tuple(torch.randn(shape) for shape in shapes)
+    graph = exporter.prepare(capture(module.eval(), example))
+    config, placement = place_scheme(graph, exporter, "integer", precision)
+    batches = [tuple(torch.randn(shape) for shape in shapes) for _ in range(4)]
+    statistics = calibrate(graph, observed(graph, placement), [*batches, example])
+    legalized = legalize(graph, placement, config, exporter.rules, statistics, "integer")
+    path = folder / "model.xml"
+    exporter.emit(legalized.emission, example, legalized.plan, path)
+    return example, legalized, exporter.read_back(path, legalized), path
+
+
+def compared(example: tuple[Tensor, ...], legalized: Legalized, path: Path) -> tuple[float, Execution]:
+    """Largest difference from the simulation as a share of the largest value, and what ran."""
+    with torch.no_grad():
+        expected = legalized.simulation(*example)[0].numpy()
+    model = open_model(path)
+    (found,) = model.run(*(x.numpy() for x in example))
+    return float(np.abs(found - expected).max() / np.abs(expected).max()), model.execution()
+
+
+def integer_names(execution: Execution) -> set[str]:
+    return {name for op in execution.ops if op.integer for name in op.covers}
+
+
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda c: c.name)
+def test_integer_kernel_equals_simulation(case: Case, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    example, legalized, read_back, path = exported(case.make(), case.shapes, tmp_path)
+    assert not read_back.missing
+    assert not read_back.extra
+    names = [op.name for op in read_back.ops if op.kernel == "int8" and op.macs]
+    assert len(names) == 1, read_back.census()
+    assert read_back.integer_mac_share == 1
+    assert legalized.plan.ops[names[0]].mode == "static"
+    error, execution = compared(example, legalized, path)
+    assert names[0] in integer_names(execution), execution.kernels()
+    # Inputs on a grid, sums of 8-bit products exact: what is left is float32.
+    assert error <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "shape"),
+    [
+        ("linear", lambda: nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 48), nn.Linear(48, 16)), (1, 7, 64)),
+        ("conv", lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 1)), (1, 3, 9, 9)),
+    ],
+)
+def test_four_bit_weights_take_half_and_run_in_the_same_kernels(
+    name: str, make: Callable[[], nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    import openvino
+
+    torch.manual_seed(7)
+    example, legalized, read_back, path = exported(make(), (shape,), tmp_path, Precision(weight_bits=4))
+    assert not read_back.missing
+    assert not read_back.extra
+    assert sorted(t.bits for t in legalized.plan.weights()) == [4, 8, 8]
+    model = openvino.Core().read_model(path)
+    types = [o.get_element_type().get_type_name() for o in model.get_ops() if o.get_type_name() == "Constant"]
+    assert (types.count("i4"), types.count("i8")) == (1, 2)
+    error, execution = compared(example, legalized, path)
+    assert {op.name for op in read_back.ops if op.macs} <= integer_names(execution), execution.kernels()
+    assert error <= 1e-5
+
+
+class Attention(nn.Module):
+    """Two heads of attention with its projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(1, 9, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
+        probabilities = (q * 0.25 @ k.transpose(-2, -1)).softmax(-1)
+        return self.proj((probabilities @ v).transpose(1, 2).reshape(1, 9, 32))
+
+
+def test_attention_runs_in_integers(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    example, legalized, read_back, path = exported(Attention(), ((1, 9, 32),), tmp_path)
+    planned = {n for n, op in legalized.plan.ops.items() if op.op in ("linear", "matmul")}
+    assert {op.name for op in read_back.ops if op.kernel == "int8" and op.macs} == planned
+    error, execution = compared(example, legalized, path)
+    assert planned <= integer_names(execution), execution.kernels()
+    assert error <= 0.02  # float differences flip single codes
+
+
+def test_lambda_is_known() -> None:
+    assert Lambda(torch.add)(torch.ones(1), torch.ones(1)) == 2
