@@ -156,14 +156,16 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _open_contender(path: Path, name: str) -> Contender:
-    if path.suffix in SUFFIXES and path.is_file():
+    try:
+        exists, is_file = path.exists(), path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null byte
+        exists = is_file = False
+    if path.suffix in SUFFIXES and is_file:
         return Contender(name, path)
-    if not path.exists():
+    if not exists or (is_file and path.name != "manifest.json"):
+        problem = "is no bundle and no model file" if exists else "does not exist"
         hint = f"give bundles or files ending in {', '.join(SUFFIXES)}"
-        raise InputError(f"{path} does not exist", code="EQ-I450", place=str(path), hint=hint)
-    if path.is_file() and path.name != "manifest.json":
-        hint = f"give bundles or files ending in {', '.join(SUFFIXES)}"
-        raise InputError(f"{path.name} is no bundle and no model file", code="EQ-I450", place=str(path), hint=hint)
+        raise InputError(f"{path} {problem}", code="EQ-I450", place=str(path), hint=hint)
     artifact = Artifact.open(path)
     artifact.verify_files()
     return Contender(name, artifact.model_file, artifact)
