@@ -212,7 +212,8 @@ def compare_with_peers(session: Session, shipped: Candidate, scratch: Path, stag
     def float_file(name: str) -> Path:
         if name not in floats:
             exporter = get_exporter(name)
-            path = scratch / f"float-{exporter.file_name}"
+            path = scratch / "floats" / name / exporter.file_name  # apart: what belongs to a file has its stem
+            path.parent.mkdir(parents=True)
             exporter.emit(graph, candidates.example_of(graph), None, path)
             floats[name] = Contender(f"float {name}", path)
         return floats[name].path
