@@ -34,6 +34,7 @@ class BackendRules:
             grids of outputs, unsigned codes of values from 0 on will do.
         outputs: Whether the result of an integer kernel is on a grid of its own, too. Where it is not, a kernel reads
             codes, adds a float bias and writes reals, and an operand's grid stands before the moves that lead to it.
+        early: Without outputs on grids: kinds behind which a grid must not stand, but before them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class BackendRules:
     fused: frozenset[str]
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: bool = True
+    early: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,10 @@ def _source(tensor: fx.Node, rules: BackendRules) -> tuple[fx.Node, list[fx.Node
     it is moved is the same, and the moves then carry a quarter of the bytes.
     """
     steps: list[fx.Node] = []
-    while not rules.outputs and op_kind(tensor) in rules.movement and bounds_of(tensor) is None:
+    while not rules.outputs and op_kind(tensor) in rules.movement | rules.early and bounds_of(tensor) is None:
         operands = data_operands(tensor, weighted=False)
-        if len(operands) != 1 or len(tensor.users) != 1 or len(operands[0].users) != 1:
+        alone = len(tensor.users) == 1 and len(operands[0].users) == 1
+        if len(operands) != 1 or not (alone or op_kind(tensor) in rules.early):
             break
         steps.append(tensor)
         tensor = operands[0]
