@@ -35,6 +35,8 @@ class BackendRules:
         outputs: Whether the result of an integer kernel is on a grid of its own, too. Where it is not, a kernel reads
             codes, adds a float bias and writes reals, and an operand's grid stands before the moves that lead to it.
         early: Without outputs on grids: kinds behind which a grid must not stand, but before them.
+        dynamic_group: Inputs that share a symmetric scale where activations are quantized at run time; 0 for one
+            asymmetric range per vector.
     """
 
     name: str
@@ -48,6 +50,7 @@ class BackendRules:
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: bool = True
     early: frozenset[str] = frozenset()
+    dynamic_group: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,8 @@ def _mode(node: fx.Node, kind: str, config: QuantConfig, rules: BackendRules) ->
         return "float", "not a floating-point result"
     if kind in rules.weighted and weight_of(node) is None:
         return "float", f"its weight is computed, and {rules.name} quantizes constant weights only"
+    if mode == "weights" and kind not in rules.weighted:
+        return "float", f"{kind} has no weight"
     if mode == "dynamic" and kind not in rules.dynamic:
         return "float", f"{rules.name} cannot quantize the input of {kind} at run time"
     if mode == "static" and kind not in rules.integer:

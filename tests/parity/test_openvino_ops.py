@@ -32,6 +32,7 @@ def exported(
     shapes: tuple[tuple[int, ...], ...],
     folder: Path,
     precision: Precision | None = None,
+    scheme: str = "integer",
     **rules: Any,
 ) -> tuple[tuple[Tensor, ...], Legalized, ReadBack, Path]:
     """An integer export of a random network; weights are random, this is about kernels."""
@@ -40,10 +41,11 @@ def exported(
     example = tuple(torch.randn(shape) for shape in shapes)
     graph = exporter.prepare(capture(module.eval(), example))
     exporter.rules = replace(exporter.rules, **rules)
-    config, placement = place_scheme(graph, exporter, "integer", precision)
+    config, placement = place_scheme(graph, exporter, scheme, precision)
     batches = [tuple(torch.randn(shape) for shape in shapes) for _ in range(4)]
-    statistics = calibrate(graph, observed(graph, placement), [*batches, example])
-    legalized = legalize(graph, placement, config, exporter.rules, statistics, "integer")
+    names = observed(graph, placement)
+    statistics = calibrate(graph, names, [*batches, example]) if names else {}
+    legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme)
     path = folder / "model.xml"
     exporter.emit(legalized.emission, example, legalized.plan, path)
     return example, legalized, exporter.read_back(path, legalized), path
@@ -191,3 +193,29 @@ def test_a_product_of_uncentred_operands_would_be_float(tmp_path: Path) -> None:
     assert product.name not in integer_names(execution)
     (reason,) = _ran_float(read_back, execution)
     assert product.name in reason
+
+
+def test_inputs_quantized_at_run_time_equal_their_simulation(tmp_path: Path) -> None:
+    """The executed graph does not tell it; the results do: far from float arithmetic, close to the simulation."""
+    torch.manual_seed(7)
+    network = nn.Sequential(nn.Linear(200, 96), nn.Linear(96, 16))  # the last group of 200 is short
+    example, legalized, read_back, path = exported(network, ((1, 7, 200),), tmp_path, scheme="dynamic")
+    assert not read_back.missing
+    assert read_back.census()["MatMul dynamic"] == 2
+    assert read_back.integer_mac_share == 1
+    error, execution = compared(example, legalized, path)
+    assert execution.settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "64"
+    with torch.no_grad():
+        exact, simulated = (g(*example)[0] for g in (legalized.emission, legalized.simulation))
+    assert float((exact - simulated).abs().max() / exact.abs().max()) > 3e-3
+    assert error < 1e-3
+
+
+def test_integer_weights_in_float_arithmetic(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    network = nn.Sequential(conv(), nn.Flatten(1), nn.Linear(8 * 81, 16))
+    example, legalized, read_back, path = exported(network, ((1, 8, 9, 9),), tmp_path, scheme="weights")
+    assert not read_back.missing
+    assert len(read_back.weights) == 2
+    assert read_back.integer_mac_share == 0
+    assert compared(example, legalized, path)[0] <= 1e-5
