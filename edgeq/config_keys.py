@@ -21,6 +21,7 @@ BITS = ("w8a8", "w4a8")
 SCHEMES = MappingProxyType(
     {
         "auto": "measure the candidates that the target allows, ship the fastest that holds the fidelity floor",
+        "weights": "integer weights, float arithmetic; OpenVINO only",
         "dynamic": "integer weights; activations are quantized at run time, no calibration",
         "static": "calibrated integer activations, float islands where they pay (attention, LayerNorm)",
         "integer": "every matrix product and convolution on calibrated integers, attention included",

@@ -32,6 +32,7 @@ class Recipe:
 
 
 _BEST: Mapping[str, tuple[str, str]] = {
+    "weights": ("none", "nearest"),
     "dynamic": ("none", "nearest"),
     "static": ("transformer", "gptq"),
     "integer": ("transformer", "gptq"),
@@ -52,7 +53,7 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str) -> Recipe:
     weight_bits, activation_bits = split_bits(bits)
     if method == "auto":
         transform, observer = best_transform, "minmax"
-        if scheme == "dynamic" and weight_bits < 8:
+        if scheme in ("weights", "dynamic") and weight_bits < 8:
             transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):
         transform, observer = method, "minmax"

@@ -45,7 +45,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--limit", type=int, metavar="N", help="Labelled items at most.")
 @click.option("--format", metavar="NAME", help=f"File format: {', '.join(FORMATS)}; auto is what the target runs best.")
 @click.option("--bits", metavar="NAME", help=f"Weights and activations: {', '.join(BITS)}.")
-@click.option("--scheme", metavar="NAME", help="auto (build all, ship the best), dynamic, static, integer.")
+@click.option("--scheme", metavar="NAME", help="auto (build all, ship the best), weights, dynamic, static, integer.")
 @click.option(
     "--method", metavar="NAME", help="How tensors are made to fit: auto, transformer, minmax, ...; `edgeq methods`."
 )

@@ -293,6 +293,20 @@ def dynamic_fake_quantize(x: Tensor, per_row: bool) -> Tensor:
     return ((x / scale).round() + zero_point).clamp(-128, 127).sub(zero_point).mul(scale)
 
 
+def grouped_fake_quantize(x: Tensor, group: int) -> Tensor:
+    """What OpenVINO makes of a layer's input at run time: symmetric 8 bit, one scale per `group` neighbouring inputs.
+
+    Args:
+        x: Input; groups lie along its last axis, the last one may be short.
+        group: Inputs that share a scale.
+    """
+    size = x.shape[-1]
+    groups = torch.nn.functional.pad(x, (0, -size % group)).reshape(*x.shape[:-1], -1, group)
+    scale = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    rounded: Tensor = ((groups / scale).round() * scale).flatten(-2)[..., :size]
+    return rounded
+
+
 def _insert_dynamic(graph: fx.GraphModule, placement: Placement, rules: BackendRules) -> None:
     for node in list(graph.graph.nodes):
         op = placement.ops.get(node.name)
@@ -300,6 +314,9 @@ def _insert_dynamic(graph: fx.GraphModule, placement: Placement, rules: BackendR
             continue
         source = node.args[0]
         with graph.graph.inserting_before(node):
-            per_row = rules.dynamic_rows and op.op == "linear"
-            quantized = graph.graph.call_function(dynamic_fake_quantize, (source, per_row))
+            if rules.dynamic_group:
+                quantized = graph.graph.call_function(grouped_fake_quantize, (source, rules.dynamic_group))
+            else:
+                per_row = rules.dynamic_rows and op.op == "linear"
+                quantized = graph.graph.call_function(dynamic_fake_quantize, (source, per_row))
         node.update_arg(0, quantized)

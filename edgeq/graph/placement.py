@@ -35,7 +35,10 @@ class BackendRules:
         outputs: Kinds whose integer kernel writes codes, so that the result is on a grid of its own; None: all of them.
             Where there are none, a kernel reads codes, adds a float bias and writes reals, and an operand's grid stands
             before the moves that lead to it.
-        dynamic_rows: At run time, a linear layer gives each row of its input a grid; otherwise the input has one.
+        early: Without outputs on grids: kinds behind which a grid must not stand, but before them.
+        dynamic_group: Inputs that share a symmetric scale where activations are quantized at run time; 0 for
+            asymmetric ranges.
+        dynamic_rows: Without a group, each row of a linear layer's input has a range; otherwise the input has one.
     """
 
     name: str
@@ -48,6 +51,8 @@ class BackendRules:
     fused: frozenset[str]
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: frozenset[str] | None = None
+    early: frozenset[str] = frozenset()
+    dynamic_group: int = 0
     dynamic_rows: bool = True
 
     def writes_codes(self, kind: str) -> bool:
@@ -155,9 +160,10 @@ def _source(tensor: fx.Node, rules: BackendRules) -> tuple[fx.Node, list[fx.Node
     it is moved is the same, and the moves then carry a quarter of the bytes.
     """
     steps: list[fx.Node] = []
-    while rules.inputs_only and op_kind(tensor) in rules.movement and bounds_of(tensor) is None:
+    while rules.inputs_only and op_kind(tensor) in rules.movement | rules.early and bounds_of(tensor) is None:
         operands = data_operands(tensor, weighted=False)
-        if len(operands) != 1 or len(tensor.users) != 1 or len(operands[0].users) != 1:
+        alone = len(tensor.users) == 1 and len(operands[0].users) == 1
+        if len(operands) != 1 or not (alone or op_kind(tensor) in rules.early):
             break
         steps.append(tensor)
         tensor = operands[0]
@@ -235,6 +241,8 @@ def _mode(node: fx.Node, kind: str, config: QuantConfig, rules: BackendRules) ->
         return "float", "not a floating-point result"
     if kind in rules.weighted and weight_of(node) is None:
         return "float", f"its weight is computed, and {rules.name} quantizes constant weights only"
+    if mode == "weights" and kind not in rules.weighted:
+        return "float", f"{kind} has no weight"
     if mode == "dynamic" and kind not in rules.dynamic:
         return "float", f"{rules.name} cannot quantize the input of {kind} at run time"
     if mode == "static" and kind not in rules.integer:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.openvino.graph import products
 from edgeq.exporters.openvino.pack import pack_weights
+from edgeq.exporters.openvino.rules import DYNAMIC_GROUP
 from edgeq.graph.kinds import op_kind
 from edgeq.spec import QuantPlan, codes_hash
 
@@ -25,12 +26,12 @@ OPTIONS = "runtime_options"
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-DYNAMIC_GROUP = 64
 
 _Q_TENSOR = "quantized_decomposed.quantize_per_tensor.default"
 _Q_CHANNEL = "quantized_decomposed.quantize_per_channel.default"
 _DQ_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
 _WIDEST = (-127, 127)
+_NUMBERED = re.compile(r"[A-Za-z]+_\d+")  # the converter's own names have a slash
 _QUANTIZER = re.compile(r"quantize_per_tensor(?:_(\d+))?/")
 
 
@@ -77,6 +78,7 @@ def emit_openvino(
     if plan is not None:
         name_products(model, graph, plan)
         kept = pack_weights(model, plan)
+    name_the_rest(model)
     for key, value in options_of(plan).items():
         model.set_rt_info(value, [OPTIONS, key])
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -134,6 +136,14 @@ def _name(op: Any, name: str) -> None:
     readers = [port.get_node() for port in op.output(0).get_target_inputs()]
     if len(readers) == 1 and readers[0].get_type_name() == "Multiply":
         readers[0].set_friendly_name(f"{name}/Multiply")
+
+
+def name_the_rest(model: Any) -> None:
+    """Number the nodes that OpenVINO numbered by what the process had built before: a file must not depend on that."""
+    model.set_friendly_name("model")
+    for index, op in enumerate(model.get_ordered_ops()):
+        if _NUMBERED.fullmatch(op.get_friendly_name()):
+            op.set_friendly_name(f"{op.get_type_name()}_{index}")
 
 
 def _quantizer(node: Any) -> Any:

@@ -33,6 +33,9 @@ _MOVES = (
     "Split",
     "VariadicSplit",
     "Broadcast",
+    "MaxPool",
+    "ReduceMax",
+    "ReduceMin",
 )
 _IDLE = ("Parameter", "Constant", "Result")
 _LAST_BITS = 1e-6  # the converter computes a scale from the ends of its grid

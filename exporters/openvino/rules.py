@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from edgeq.errors import unknown_name
 from edgeq.graph.placement import BackendRules
-from edgeq.spec import OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
+from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
+
+DYNAMIC_GROUP = 64
+"""Inputs that share a scale in the scheme `dynamic`; an option of the runtime, which the file carries."""
 
 OPENVINO = BackendRules(
     name="OpenVINO",
@@ -22,9 +25,13 @@ OPENVINO = BackendRules(
     fused=frozenset({"relu", "hardtanh"}),
     symmetric={"matmul": (0, 1)},  # with another zero point, a product of two activations is one of floats
     outputs=frozenset(),
+    # A maximum of what an integer convolution wrote, rounded at once, is wrong by up to half its range; rounding first
+    # gives the same codes.
+    early=frozenset({"amax", "amin"}),
+    dynamic_group=DYNAMIC_GROUP,
 )
 
-SCHEMES = ("static", "integer")
+SCHEMES = ("weights", "dynamic", "static", "integer")
 _LAYERS = ("linear", "conv2d", "relu", "hardtanh")
 _BETWEEN = "OpenVINO's kernels between products are float"
 
@@ -32,8 +39,9 @@ _BETWEEN = "OpenVINO's kernels between products are float"
 def openvino_config(scheme: str, precision: Precision) -> QuantConfig:
     """The rules of a scheme.
 
-    `static`: linear layers and convolutions read calibrated codes. `integer`: the products of two activations inside
-    attention do, too.
+    `weights`: weights of linear layers and convolutions in integers, arithmetic in float. `dynamic`: the same, and the
+    inputs of linear layers are quantized at run time. `static`: linear layers and convolutions read calibrated codes.
+    `integer`: the products of two activations inside attention do, too.
 
     Args:
         scheme: One of `SCHEMES`.
@@ -47,6 +55,10 @@ def openvino_config(scheme: str, precision: Precision) -> QuantConfig:
         raise unknown_name("scheme", scheme, ("auto", *SCHEMES), code="EQ-U007")
     weight = QuantSpec(precision.weight_bits, True, PerChannel(0), "mse", narrow=True)
     activation = QuantSpec(precision.activation_bits, False, PerTensor(), precision.observer)
-    kinds = _LAYERS if scheme == "static" else (*_LAYERS, "matmul")
-    rules = [QuantRule(reason=_BETWEEN), *(QuantRule(op=kind, mode="static") for kind in kinds)]
+    modes: dict[str, Mode] = dict.fromkeys(_LAYERS, "static")
+    if scheme == "integer":
+        modes["matmul"] = "static"
+    elif scheme != "static":
+        modes = {"conv2d": "weights", "linear": "dynamic" if scheme == "dynamic" else "weights"}
+    rules = [QuantRule(reason=_BETWEEN), *(QuantRule(op=kind, mode=mode) for kind, mode in modes.items())]
     return QuantConfig(OpConfig("float", weight, activation), tuple(rules))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeq.candidate import _ran_float
 from edgeq.devices import open_model
 from edgeq.devices.base import Execution
 from edgeq.exporters import get_exporter
@@ -25,17 +28,24 @@ PRODUCTS = [c for c in CASES if c.kernel in ("FULLY_CONNECTED", "CONV_2D", "DEPT
 
 
 def exported(
-    module: nn.Module, shapes: tuple[tuple[int, ...], ...], folder: Path, precision: Precision | None = None
+    module: nn.Module,
+    shapes: tuple[tuple[int, ...], ...],
+    folder: Path,
+    precision: Precision | None = None,
+    scheme: str = "integer",
+    **rules: Any,
 ) -> tuple[tuple[Tensor, ...], Legalized, ReadBack, Path]:
     """An integer export of a random network; weights are random, this is about kernels."""
     torch.manual_seed(7)
     exporter = get_exporter("openvino")
     example = tuple(torch.randn(shape) for shape in shapes)
     graph = exporter.prepare(capture(module.eval(), example))
-    config, placement = place_scheme(graph, exporter, "integer", precision)
+    exporter.rules = replace(exporter.rules, **rules)
+    config, placement = place_scheme(graph, exporter, scheme, precision)
     batches = [tuple(torch.randn(shape) for shape in shapes) for _ in range(4)]
-    statistics = calibrate(graph, observed(graph, placement), [*batches, example])
-    legalized = legalize(graph, placement, config, exporter.rules, statistics, "integer")
+    names = observed(graph, placement)
+    statistics = calibrate(graph, names, [*batches, example]) if names else {}
+    legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme)
     path = folder / "model.xml"
     exporter.emit(legalized.emission, example, legalized.plan, path)
     return example, legalized, exporter.read_back(path, legalized), path
@@ -118,5 +128,94 @@ def test_attention_runs_in_integers(tmp_path: Path) -> None:
     assert error <= 0.02  # float differences flip single codes
 
 
-def test_lambda_is_known() -> None:
-    assert Lambda(torch.add)(torch.ones(1), torch.ones(1)) == 2
+def conv() -> nn.Module:
+    return nn.Conv2d(8, 8, 3, padding=1)
+
+
+class Residual(nn.Module):
+    """A sum and a concatenation between convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(), conv(), nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x))
+        return self.c(torch.cat([torch.relu(self.b(y) + y), y * 3], 1))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "residual": Residual,
+    "max_pool": lambda: nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(3, 2, 1), conv()),
+    "padded_avg_pool": lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 2, 1), conv()),  # in integers it pads wrongly
+    "mean": lambda: nn.Sequential(conv(), Lambda(lambda x: x.mean((2, 3))), nn.Linear(8, 5)),
+    "amax": lambda: nn.Sequential(conv(), Lambda(lambda x: x.amax((2, 3))), nn.Linear(8, 5)),
+    "upsample": lambda: nn.Sequential(conv(), nn.SiLU(), nn.Upsample(scale_factor=2), conv()),
+    "transposed": lambda: nn.Sequential(conv(), nn.ConvTranspose2d(8, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_equal_their_simulation(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    example, legalized, read_back, path = exported(NETWORKS[name](), ((1, 8, 9, 9),), tmp_path)
+    assert not read_back.missing
+    assert not read_back.extra
+    assert read_back.integer_mac_share == 1
+    error, execution = compared(example, legalized, path)
+    assert {op.name for op in read_back.ops if op.macs} <= integer_names(execution), execution.kernels()
+    assert error <= 1e-5
+
+
+def test_a_grid_behind_a_maximum_would_be_wrong(tmp_path: Path) -> None:
+    """Were this to pass without the rule, OpenVINO would have mended its kernel."""
+    torch.manual_seed(3)
+    example, legalized, _, path = exported(NETWORKS["amax"](), ((1, 8, 9, 9),), tmp_path, early=frozenset())
+    assert compared(example, legalized, path)[0] > 0.01
+
+
+def test_fifteen_levels_would_be_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(7)
+    network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 48), nn.Linear(48, 16))
+    monkeypatch.setattr("edgeq.exporters.openvino.emit.widen_weights", lambda graph: graph)
+    example, legalized, _, path = exported(network, ((1, 7, 64),), tmp_path, Precision(weight_bits=4))
+    _, execution = compared(example, legalized, path)
+    assert any(op.op == "FullyConnected" and not op.integer for op in execution.ops), execution.kernels()
+
+
+def test_a_product_of_uncentred_operands_would_be_float(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    shapes = ((1, 2, 9, 16), (1, 2, 16, 9))
+    example, legalized, read_back, path = exported(Lambda(torch.matmul), shapes, tmp_path, symmetric={})
+    (product,) = [op for op in read_back.ops if op.macs]
+    _, execution = compared(example, legalized, path)
+    assert product.kernel == "int8"
+    assert product.name not in integer_names(execution)
+    (reason,) = _ran_float(read_back, execution)
+    assert product.name in reason
+
+
+def test_inputs_quantized_at_run_time_equal_their_simulation(tmp_path: Path) -> None:
+    """The executed graph does not tell it; the results do: far from float arithmetic, close to the simulation."""
+    torch.manual_seed(7)
+    network = nn.Sequential(nn.Linear(200, 96), nn.Linear(96, 16))  # the last group of 200 is short
+    example, legalized, read_back, path = exported(network, ((1, 7, 200),), tmp_path, scheme="dynamic")
+    assert not read_back.missing
+    assert read_back.census()["MatMul dynamic"] == 2
+    assert read_back.integer_mac_share == 1
+    error, execution = compared(example, legalized, path)
+    assert execution.settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "64"
+    with torch.no_grad():
+        exact, simulated = (g(*example)[0] for g in (legalized.emission, legalized.simulation))
+    assert float((exact - simulated).abs().max() / exact.abs().max()) > 3e-3
+    assert error < 1e-3
+
+
+def test_integer_weights_in_float_arithmetic(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    network = nn.Sequential(conv(), nn.Flatten(1), nn.Linear(8 * 81, 16))
+    example, legalized, read_back, path = exported(network, ((1, 8, 9, 9),), tmp_path, scheme="weights")
+    assert not read_back.missing
+    assert len(read_back.weights) == 2
+    assert read_back.integer_mac_share == 0
+    assert compared(example, legalized, path)[0] <= 1e-5
