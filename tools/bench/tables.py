@@ -84,6 +84,33 @@ def cost_table() -> str:
     return "\n".join(lines)
 
 
+def peers_table() -> str:
+    """Exports beside what other quantizers make of the same float model and calibration data."""
+    lines = [
+        "| model | file | runtime | MB | SQNR dB, median / worst | time / float (95 %) | top-1 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("peers_*.json")):
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        comparison = result["comparison"]
+        for row in comparison["rows"][1:]:
+            if row["failed"]:
+                lines.append(f"| {result['model']} | {row['name']} | | | {row['failed']} | | |")
+                continue
+            sqnr, latency, score = row["sqnr_db"], row["latency"], row["score"]
+            cells = [
+                result["model"],
+                f"**{row['name']}**" if row["name"].startswith("edgeq") else row["name"],
+                row["format"],
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{_number(sqnr['median'], 1)} / {_number(sqnr['worst'], 1)} (n={sqnr['n']})",
+                f"{latency['ratio']:.2f} ({latency['low']:.2f} to {latency['high']:.2f}, n={latency['runs']})",
+                f"{score['value']:.1f}" if score else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def vit_accuracy_table() -> str:
     """Top-1 of `vit_nano` by method and bits, and whether each width keeps within its goal."""
     result: dict[str, Any] = json.loads((RESULTS / "vit_accuracy.json").read_text(encoding="utf-8"))
@@ -116,6 +143,7 @@ def _accuracy_cell(row: dict[str, Any] | None, goal: float) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "cost": cost_table,
+    "peers": peers_table,
     "vit_nano": vit_nano_table,
     "methods": method_tables.methods_table,
     "vit_fidelity": method_tables.vit_fidelity_table,
