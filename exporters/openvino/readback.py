@@ -33,6 +33,8 @@ _MOVES = (
     "Split",
     "VariadicSplit",
     "Broadcast",
+    "DepthToSpace",
+    "SpaceToDepth",
     "MaxPool",
     "ReduceMax",
     "ReduceMin",

@@ -152,6 +152,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "amax": lambda: nn.Sequential(conv(), Lambda(lambda x: x.amax((2, 3))), nn.Linear(8, 5)),
     "upsample": lambda: nn.Sequential(conv(), nn.SiLU(), nn.Upsample(scale_factor=2), conv()),
     "transposed": lambda: nn.Sequential(conv(), nn.ConvTranspose2d(8, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+    "two transposed": lambda: nn.Sequential(
+        *(nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    ),
 }
 
 

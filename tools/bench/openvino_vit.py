@@ -63,7 +63,6 @@ def build_all(
             "transform": candidate.recipe.transform,
             "rounding": candidate.recipe.rounding,
             "rejected": list(candidate.rejected),
-            "integer_mac_share": round(candidate.read_back.integer_mac_share, 4),
         }
     files[NNCF] = scratch / "nncf" / "model.xml"
     files[NNCF].parent.mkdir()
