@@ -28,6 +28,7 @@ __all__ = ["RUNTIMES", "RuntimeModel", "Target", "get_target", "open_model", "ta
 RUNTIMES: dict[str, str] = {
     "tflite": "edgeq.devices.litert:LiteRtModel",
     "openvino": "edgeq.devices.openvino:OpenVinoModel",
+    "onnx": "edgeq.devices.ort:OrtModel",
 }
 
 

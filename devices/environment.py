@@ -38,6 +38,7 @@ _RUNTIMES = (
     ("tflite", "ai-edge-litert", "ai_edge_litert"),
     ("tflite", "tflite-runtime", "tflite_runtime"),
     ("openvino", "openvino", "openvino"),
+    ("onnx", "onnxruntime", "onnxruntime"),
 )
 # Arm prints part numbers instead of names.
 _ARM_PARTS = {"0xd03": "Cortex-A53", "0xd08": "Cortex-A72", "0xd0b": "Cortex-A76", "0xd05": "Cortex-A55"}

@@ -109,9 +109,11 @@ class OpenVinoModel:
     def execution(self) -> Execution:
         """What OpenVINO executes: the nodes of its compiled graph, each with the operations it was fused from."""
         ops = []
+        precisions: dict[str, str] = {}
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items()}
             kind = facts.get("layerType", "")
+            precisions[node.get_friendly_name()] = facts.get("outputPrecisions", "").split(",")[0]
             if kind in _IDLE:
                 continue
             # The converter names operations `NODE/OPERATION/...`, and fusions append to that: the node stays.
@@ -119,9 +121,16 @@ class OpenVinoModel:
             covers = tuple(dict.fromkeys(name.partition("/")[0] for name in layers if name))
             kernel = facts.get("primitiveType", "")
             integer = kind in _PRODUCTS and kernel.lower().endswith("_i8")
+            if kind == "Subgraph":  # a whole attention in one kernel that is compiled for it
+                read = [port.get_node() for port in node.input_values()]
+                integer = all(precisions.get(n.get_friendly_name()) in ("i8", "u8") for n in read if not _idle(n))
             ops.append(ExecutedOp(node.get_friendly_name(), kind, kernel, integer, covers))
         conversions = sum(op.op in _CONVERTERS for op in ops)
         return Execution(tuple(ops), 1, conversions, dict(self.settings))
+
+
+def _idle(node: Any) -> bool:
+    return str(node.get_rt_info()["layerType"].astype(str)) == "Const"
 
 
 def load_openvino() -> Any:

@@ -20,6 +20,7 @@ from edgeq.artifact import (
     write_runner,
 )
 from edgeq.candidate import Arrays, Candidate
+from edgeq.compare import Comparison
 from edgeq.config import ExportConfig
 from edgeq.devices import open_model
 from edgeq.devices.base import Target
@@ -30,7 +31,7 @@ from edgeq.samples import Evaluation, Samples
 
 GOLDEN = 4
 INPUTS = ("model", "weights", "calib", "data")  # options that may name a file
-PRIVATE = ("out", "exist", "dry_run")  # options that do not shape the artifact
+PRIVATE = ("out", "exist", "dry_run", "compare")  # options that do not shape the artifact
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class BundleParts:
     shipped: Candidate
     judged: Sequence[Candidate]
     scored: Evaluation | None
+    comparison: Comparison | None = None
 
 
 def write_artifact_files(folder: Path, parts: BundleParts) -> list[Arrays]:
@@ -92,6 +94,7 @@ def evidence(parts: BundleParts, float_path: Path, seconds: Mapping[str, float])
         "candidates": [c.to_dict() for c in parts.judged],
         "fidelity_items": [{"id": i.id, "sha256": i.sha256} for i in held_out],
         "metric": parts.scored.to_dict() if parts.scored else None,
+        "comparison": parts.comparison.to_dict() if parts.comparison else None,
         "seconds": dict(seconds),
         "environment": environment(),
         "not_measured": [f"latency on {parts.target.name}: the ratio is of this machine's CPU"]

@@ -260,7 +260,9 @@ def _ran_float(read_back: ReadBack, execution: Execution) -> list[str]:
     lost = [op.name for op in read_back.ops if op.kernel == "int8" and op.macs and op.name not in integer]
     if not lost:
         return []
-    return [f"{len(lost)} products that the file holds as integers ran in float kernels: {', '.join(lost[:3])}"]
+    return [
+        f"{len(lost)} products that the file holds as integers were not seen to run in integers: {', '.join(lost[:3])}"
+    ]
 
 
 def _overhead(execution: Execution | None) -> str:

@@ -57,6 +57,7 @@ class ExportConfig:
         min_sqnr_db: Floor of the median fidelity to float in dB.
         max_drop: Largest accepted drop of the metric in points, where `data` is given.
         force: Ship although a gate failed.
+        compare: Other quantizers to show beside, separated by commas.
         runs: Paired latency runs, or `auto` for as many as the interval needs.
         seed: Seed of every random choice.
         threads: CPU threads, None for the runtime's choice.
@@ -87,6 +88,7 @@ class ExportConfig:
     min_sqnr_db: float = 20.0
     max_drop: float = 0.5
     force: bool = False
+    compare: str | None = None
     runs: int | Literal["auto"] = "auto"
     seed: int = 0
     threads: int | None = None

@@ -13,14 +13,16 @@ from types import MappingProxyType
 
 from edgeq.errors import unknown_name
 
-FORMATS = ("auto", "tflite")
+FORMATS = ("auto", "tflite", "openvino", "onnx")
 SUFFIXES = MappingProxyType({".tflite": "tflite", ".xml": "openvino", ".onnx": "onnx"})
 """Format of a model file by its suffix; what belongs to it (the `.bin` of an `.xml`) has the same stem."""
+PEERS = ("nncf", "ort", "aeq")
 MIXED = "mixed"
 BITS = ("w8a8", "w4a8", MIXED)
 SCHEMES = MappingProxyType(
     {
         "auto": "measure the candidates that the target allows, ship the fastest that holds the fidelity floor",
+        "weights": "integer weights, float arithmetic; OpenVINO only",
         "dynamic": "integer weights; activations are quantized at run time, no calibration",
         "static": "calibrated integer activations, float islands where they pay (attention, LayerNorm)",
         "integer": "every matrix product and convolution on calibrated integers, attention included",
@@ -154,6 +156,11 @@ def _method(value: object) -> str:
     return _text(value)
 
 
+def _peers(value: object) -> str:
+    names = [_name("peer", PEERS)(name.strip()) for name in _text(value).split(",")]
+    return ",".join(dict.fromkeys(names))
+
+
 def _runs(value: object) -> int | str:
     return "auto" if value == "auto" else _whole(1)(value)
 
@@ -218,6 +225,7 @@ _TABLE = (
         float,
     ),
     Key("force", "ship although a gate failed", "true or false", "false", _flag, _flag_text),
+    Key("compare", "other quantizers to run on the same model and data", "a list of peers", '"nncf,ort,aeq"', _peers),
     Key("runs", "paired latency runs", '"auto" or a whole number of at least 1', '"auto"', _runs, _runs_text),
     Key("seed", "seed of every random choice", "a whole number from 0 to 4294967295", "0", _whole(0, 2**32 - 1), int),
     Key("threads", "CPU threads", "a whole number from 1 to 1024", "4", _whole(1, 1024), int),

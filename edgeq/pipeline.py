@@ -17,10 +17,14 @@ from edgeq.artifact import check_out, staged
 from edgeq.build import build_scheme
 from edgeq.bundle import BundleParts, write_bundle
 from edgeq.candidate import Candidate
+from edgeq.compare import Comparison, Contender, Inputs, compare
 from edgeq.config import ExportConfig
+from edgeq.config_keys import SUFFIXES
 from edgeq.devices.base import Target
 from edgeq.errors import GateError, UsageError
+from edgeq.exporters import get_exporter
 from edgeq.graph.legalize import Legalized
+from edgeq.peers import quantize_by_peers
 from edgeq.progress import Progress
 from edgeq.recipe import place_scheme, transform_graph
 from edgeq.samples import Evaluation, collect_samples, evaluate
@@ -46,6 +50,7 @@ class ExportResult:
         shipped: The chosen candidate.
         judged: All candidates, with the reasons against those that may not ship.
         target: Where it is meant to run.
+        comparison: Float, shipped candidate and other quantizers side by side, with `--compare`.
     """
 
     summary: dict[str, Any]
@@ -53,6 +58,7 @@ class ExportResult:
     shipped: Candidate
     judged: tuple[Candidate, ...]
     target: Target
+    comparison: Comparison | None = None
 
 
 def export(config: ExportConfig, command: Sequence[str], progress: Progress) -> ExportResult:
@@ -75,13 +81,14 @@ def export(config: ExportConfig, command: Sequence[str], progress: Progress) -> 
         session = prepare(config, scratch, stages)
         measured = build_all(session, scratch, stages)
         shipped, judged, scored = choose(session, measured, stages)
-        parts = BundleParts(config, session.adapter, session.target, session.samples, shipped, judged, scored)
+        rivals = compare_with_peers(session, shipped, scratch, stages) if config.compare else None
+        parts = BundleParts(config, session.adapter, session.target, session.samples, shipped, judged, scored, rivals)
         with stages.step("write"):
             summary = write_bundle(folder, out, parts, session.float_path, command, stages.seconds)
             shutil.rmtree(scratch)
     summary["seconds"] = dict(stages.seconds)
     summary["peak_mb"] = peak_mb()
-    return ExportResult(summary, out, shipped, judged, session.target)
+    return ExportResult(summary, out, shipped, judged, session.target, rivals)
 
 
 def build_all(session: Session, scratch: Path, stages: Stages) -> list[Candidate]:
@@ -226,6 +233,48 @@ def _evaluate(session: Session, candidate: Candidate, stages: Stages) -> Evaluat
             session.threads,
             advance,
         )
+
+
+def compare_with_peers(session: Session, shipped: Candidate, scratch: Path, stages: Stages) -> Comparison:
+    """The float files, the shipped candidate and what other quantizers make of the same model and calibration data."""
+    graph, own = session.adapter.loaded.graph, session.exporter.name
+    floats = {own: Contender(f"float {own}", session.float_path)}
+
+    def float_file(name: str) -> Path:
+        if name not in floats:
+            exporter = get_exporter(name)
+            path = scratch / "floats" / name / exporter.file_name  # apart: what belongs to a file has its stem
+            path.parent.mkdir(parents=True)
+            exporter.emit(graph, candidates.example_of(graph), None, path)
+            floats[name] = Contender(f"float {name}", path)
+        return floats[name].path
+
+    names = (session.config.compare or "").split(",")
+    calibration = list(session.samples.calibration())
+    peers = quantize_by_peers(names, float_file, calibration, scratch / "peers", stages.progress)
+    for peer in peers:  # each is seen beside the float model of its own runtime, too
+        if not peer.failed:
+            float_file(SUFFIXES[peer.path.suffix])
+    first, *others = floats.values()
+    ours = Contender(f"edgeq {shipped.scheme}", shipped.path)
+    return compare(
+        (first, ours, *others, *peers),
+        _shared_inputs(session),
+        threads=session.threads,
+        runs=session.config.runs,
+        progress=stages.progress,
+    )
+
+
+def _shared_inputs(session: Session) -> Inputs:
+    """The labelled items where there are any that top-1 can score, else those that fidelity is measured on."""
+    labelled, adapter = session.labelled, session.adapter
+    if labelled is None or adapter.metric.name != "top1":
+        held_out = session.samples.held_out
+        return Inputs("held-out items", len(held_out), lambda i: held_out[i])
+    count = min(len(labelled), session.config.limit or len(labelled))
+    labels = tuple(item.label for item in labelled.items[:count] if item.label is not None)
+    return Inputs("labelled items", count, lambda i: adapter.inputs(labelled.read(i)), labels)
 
 
 def peak_mb() -> int:

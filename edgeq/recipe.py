@@ -34,6 +34,7 @@ class Recipe:
 
 
 _BEST: Mapping[str, tuple[str, str]] = {
+    "weights": ("none", "nearest"),
     "dynamic": ("none", "nearest"),
     "static": ("transformer", "gptq"),
     "integer": ("transformer", "gptq"),
@@ -55,7 +56,7 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str) -> Recipe:
     ranges = "minmax" if activation_bits >= 8 else "mse"  # few codes are better spent where most values are
     if method == "auto":
         transform, observer = best_transform, ranges
-        if scheme == "dynamic" and (weight_bits < 8 or bits == MIXED):
+        if scheme in ("weights", "dynamic") and (weight_bits < 8 or bits == MIXED):
             transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):
         transform, observer = method, ranges

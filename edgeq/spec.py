@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgeq.errors import InternalError, UsageError
 
 Role = Literal["weight", "activation"]
-Mode = Literal["static", "dynamic", "float"]
+Mode = Literal["static", "dynamic", "weights", "float"]
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,8 @@ class OpPlan:
     Args:
         name: FX node name.
         op: Operation in plain words (`linear`, `conv2d`, `matmul`, ...).
-        mode: `static` (calibrated integers), `dynamic` (activations quantized at run time) or `float`.
+        mode: `static` (calibrated integers), `dynamic` (activations quantized at run time), `weights` (integer weights,
+            float arithmetic) or `float`.
         reason: Why it stays float; empty otherwise.
     """
 
@@ -286,7 +287,7 @@ class QuantPlan:
     """The complete quantization decision for one graph.
 
     Args:
-        scheme: `dynamic`, `static` or `integer`.
+        scheme: `weights`, `dynamic`, `static` or `integer`.
         tensors: Grids by tensor name.
         ops: Modes by operation name, in execution order.
         notes: How the float graph was transformed before, and what was left alone and why; for people.
@@ -336,7 +337,7 @@ class QuantRule:
     Args:
         name: Glob over operation names (`blocks_0_*`).
         op: Glob over operation kinds (`linear`, `conv2d`, `*`).
-        mode: `static`, `dynamic` or `float`.
+        mode: `static`, `dynamic`, `weights` or `float`.
         weight: Spec of the weights.
         activation: Spec of the activations.
         output: Spec of the result, where it differs from what is read.

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EXPORTERS: dict[str, str] = {
     "tflite": "edgeq.exporters.tflite.exporter:TfliteExporter",
+    "openvino": "edgeq.exporters.openvino.exporter:OpenVinoExporter",
+    "onnx": "edgeq.exporters.onnx.exporter:OnnxExporter",
 }
 
 

@@ -25,8 +25,8 @@ class FileOp:
         op: The runtime's name (`FULLY_CONNECTED`).
         name: Name of its first output tensor.
         macs: Multiply-accumulates per inference; 0 for everything but matrix products and convolutions.
-        kernel: `int8` (integers in and out), `dynamic` (float input quantized at run time, integer weights) or
-            `float`.
+        kernel: `int8` (products of integers), `dynamic` (float input quantized at run time, integer weights),
+            `weights` (integer weights turned into float at run time) or `float`.
         bytes: Size of its constants.
     """
 
@@ -58,7 +58,7 @@ class ReadBack:
     def integer_mac_share(self) -> float:
         """Share of all multiply-accumulates whose weights or both operands are integers at run time."""
         total = sum(op.macs for op in self.ops)
-        return sum(op.macs for op in self.ops if op.kernel != "float") / total if total else 0.0
+        return sum(op.macs for op in self.ops if op.kernel in ("int8", "dynamic")) / total if total else 0.0
 
     def census(self) -> dict[str, int]:
         """Number of operations by `NAME kernel`."""

@@ -78,7 +78,7 @@ class Manifest:
         outputs: `{"name", "shape"}` of each output.
         labels: Class names by index of the first output, None for models that do not classify.
         target: Target name.
-        scheme: `dynamic`, `static` or `integer`.
+        scheme: `weights`, `dynamic`, `static` or `integer`.
         input_files: Option (`model`, `calib`, ...) to name of the file or folder it named; `reproduce` asks for these.
         golden: Limits on the golden vectors.
         runtime: Options that the runtime must be given for the results that were measured, by its own names.

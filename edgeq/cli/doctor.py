@@ -25,7 +25,7 @@ Status = Literal["ok", "missing", "broken", "info"]
 EXTRAS = {
     "tflite": {"ai-edge-litert": "ai_edge_litert.interpreter", "litert-torch": "litert_torch"},
     "openvino": {"openvino": "openvino"},
-    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime"},
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "vit": {"timm": "timm"},
 }
 BASE = {"torch": "torch", "torchvision": "torchvision", "safetensors": "safetensors", "pillow": "PIL"}

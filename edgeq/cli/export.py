@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.cli.compare import show as show_comparison
 from edgeq.cli.console import Console
 from edgeq.cli.devices import complete_device
 from edgeq.cli.models import complete_model
 from edgeq.cli.options import Settings, command
 from edgeq.config import render_sources
-from edgeq.config_keys import BITS, FORMATS
+from edgeq.config_keys import BITS, FORMATS, PEERS
 
 if TYPE_CHECKING:
     from edgeq.candidate import Candidate
@@ -45,7 +46,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--format", metavar="NAME", help=f"File format: {', '.join(FORMATS)}; auto is what the target runs best.")
 @click.option("--bits", metavar="NAME", help=f"Weights and activations: {', '.join(BITS)}.")
 @click.option("--budget-kb", type=float, metavar="KB", help="Largest model file; --bits mixed spends it.")
-@click.option("--scheme", metavar="NAME", help="auto (build all, ship the best), dynamic, static, integer.")
+@click.option("--scheme", metavar="NAME", help="auto (build all, ship the best), weights, dynamic, static, integer.")
 @click.option(
     "--method", metavar="NAME", help="How tensors are made to fit: auto, transformer, minmax, ...; `edgeq methods`."
 )
@@ -62,6 +63,7 @@ _PATH = click.Path(path_type=Path)
     "--max-drop", type=float, metavar="POINTS", help="Largest loss of the task metric on --data (default 0.5)."
 )
 @click.option("--force", is_flag=True, default=None, help="Ship the fastest candidate even if a gate fails.")
+@click.option("--compare", metavar="NAMES", help=f"Show other quantizers beside: {','.join(PEERS)} or some of them.")
 @click.option("--runs", metavar="N", help="Timed pairs of runs (default auto: until the ratio is known within 2 %).")
 @click.option("--out", type=_PATH, metavar="DIR", help="Folder to write (default out/MODEL-DEVICE).")
 @click.option("--exist", metavar="fail|replace", help="When DIR exists (default fail).")
@@ -126,6 +128,8 @@ def _show(console: Console, result: ExportResult) -> None:
     for candidate in result.judged:
         for reason in candidate.rejected:
             console.result(f"{candidate.scheme}: {reason}")
+    if result.comparison:
+        show_comparison(console, result.comparison)
     if not summary["gates"]["passed"]:
         console.warn("a gate failed and --force shipped the artifact all the same")
     console.result(f"{result.artifact}  next: python {result.artifact / 'run.py'}, edgeq inspect {result.artifact}")

@@ -62,6 +62,9 @@ def as_edgeq_error(exc: BaseException, args: Sequence[str]) -> EdgeqError:
         message = f"the system refused a file operation: {exc.strerror}"
         hint = "check the permissions and the free space there (`df -h`), or choose another folder with `--out`"
         return UsageError(message, code="EQ-U009", place=place, hint=hint)
+    if isinstance(exc, ValueError) and "null byte" in str(exc):  # of a path, as Python refuses it
+        message, hint = "an argument holds a null byte, which no path has", "type the path again"
+        return UsageError(message, code="EQ-U001", hint=hint)
     if isinstance(exc, MemoryError):
         hint = "close other programs, use fewer `--samples` or fewer `--threads`"
         return InputError("the model or the data needs more memory than this machine has", code="EQ-I001", hint=hint)

@@ -80,7 +80,7 @@ def legalize(
     if rounding is not None and rounding.needs_data:
         quantized = copy.deepcopy(graph)
         _insert_activation_grids(quantized, placement, QuantPlan(scheme, tensors, placement.ops))
-        _insert_dynamic(quantized, placement)
+        _insert_dynamic(quantized, placement, rules)
         solved = solve_weights(graph, quantized, placement.weights, grids, rounding)
     else:
         solved = _nearest(graph, placement, grids)
@@ -99,7 +99,7 @@ def legalize(
     simulation = emission
     if any(op.mode == "dynamic" for op in plan.ops.values()):
         simulation = copy.deepcopy(emission)
-        _insert_dynamic(simulation, placement)
+        _insert_dynamic(simulation, placement, rules)
         simulation.recompile()
     return Legalized(plan, emission, simulation, placement.absorbed)
 
@@ -164,7 +164,7 @@ class _WeightGrids:
         if isinstance(spec.granularity, PerChannel):
             spec = replace(spec, granularity=PerChannel(self._rules.weighted[kind]))
         qparams = weight_qparams(weight, spec, name=self._placement.weights[name])
-        if self._placement.ops[name].mode == "static" and bias is not None:
+        if self._placement.ops[name].mode == "static" and bias is not None and not self._rules.inputs_only:
             # A bias beyond 32 bits of scale_in * scale_weight would be changed by the converter without a word.
             source = data_operands(self._nodes[name], weighted=True)[0].name
             qparams = cover_bias(qparams, bias, float(self._activations[source].uniform.scale))
@@ -276,11 +276,13 @@ def _pair_per_channel(graph: fx.GraphModule, source: fx.Node, qparams: QParams, 
 
 
 def dynamic_fake_quantize(x: Tensor, per_row: bool) -> Tensor:
-    """What XNNPACK's `qd8` kernels make of an input at run time: asymmetric 8 bit, range from the values and zero.
+    """What runtimes make of an input at run time: asymmetric 8 bit, range from the values and zero.
+
+    XNNPACK's `qd8` kernels and ONNX's DynamicQuantizeLinear share the formula; they differ in what shares a grid.
 
     Args:
-        x: Input; `per_row` gives each vector along the last axis its own grid (linear), otherwise each batch item
-            (convolution).
+        x: Input; `per_row` gives each vector along the last axis its own grid (linear in XNNPACK), otherwise each batch
+            item (convolution in XNNPACK; linear in onnxruntime, whose inputs have one item).
         per_row: See `x`.
     """
     axes = (-1,) if per_row else tuple(range(1, x.ndim))
@@ -291,12 +293,30 @@ def dynamic_fake_quantize(x: Tensor, per_row: bool) -> Tensor:
     return ((x / scale).round() + zero_point).clamp(-128, 127).sub(zero_point).mul(scale)
 
 
-def _insert_dynamic(graph: fx.GraphModule, placement: Placement) -> None:
+def grouped_fake_quantize(x: Tensor, group: int) -> Tensor:
+    """What OpenVINO makes of a layer's input at run time: symmetric 8 bit, one scale per `group` neighbouring inputs.
+
+    Args:
+        x: Input; groups lie along its last axis, the last one may be short.
+        group: Inputs that share a scale.
+    """
+    size = x.shape[-1]
+    groups = torch.nn.functional.pad(x, (0, -size % group)).reshape(*x.shape[:-1], -1, group)
+    scale = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    rounded: Tensor = ((groups / scale).round() * scale).flatten(-2)[..., :size]
+    return rounded
+
+
+def _insert_dynamic(graph: fx.GraphModule, placement: Placement, rules: BackendRules) -> None:
     for node in list(graph.graph.nodes):
         op = placement.ops.get(node.name)
         if op is None or op.mode != "dynamic":
             continue
         source = node.args[0]
         with graph.graph.inserting_before(node):
-            quantized = graph.graph.call_function(dynamic_fake_quantize, (source, op.op == "linear"))
+            if rules.dynamic_group:
+                quantized = graph.graph.call_function(grouped_fake_quantize, (source, rules.dynamic_group))
+            else:
+                per_row = rules.dynamic_rows and op.op == "linear"
+                quantized = graph.graph.call_function(dynamic_fake_quantize, (source, per_row))
         node.update_arg(0, quantized)

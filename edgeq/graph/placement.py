@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
+from edgeq.graph.bounds import bounds_of
 from edgeq.graph.kinds import op_kind
 from edgeq.spec import Mode, OpPlan, QuantConfig, QuantSpec
 
@@ -32,8 +33,16 @@ class BackendRules:
         same_scale: Kinds that compute but whose kernel wants one grid for inputs and output.
         fixed: Kinds whose output grid the runtime dictates: scale and zero point.
         fused: Activations that the preceding weighted operation absorbs.
-        symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0.
+        symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0; without
+            grids of outputs, unsigned codes of values from 0 on will do.
         int4: Kinds whose weights the format holds in 4 bits.
+        outputs: Kinds whose integer kernel writes codes, so that the result is on a grid of its own; None: all of them.
+            Where there are none, a kernel reads codes, adds a float bias and writes reals, and an operand's grid stands
+            before the moves that lead to it.
+        early: Without outputs on grids: kinds behind which a grid must not stand, but before them.
+        dynamic_group: Inputs that share a symmetric scale where activations are quantized at run time; 0 for
+            asymmetric ranges.
+        dynamic_rows: Without a group, each row of a linear layer's input has a range; otherwise the input has one.
     """
 
     name: str
@@ -46,6 +55,19 @@ class BackendRules:
     fused: frozenset[str]
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     int4: frozenset[str] = frozenset()
+    outputs: frozenset[str] | None = None
+    early: frozenset[str] = frozenset()
+    dynamic_group: int = 0
+    dynamic_rows: bool = True
+
+    def writes_codes(self, kind: str) -> bool:
+        """Whether the integer kernel of `kind` writes codes; otherwise it writes reals."""
+        return self.outputs is None or kind in self.outputs
+
+    @property
+    def inputs_only(self) -> bool:
+        """Whether no kernel writes codes."""
+        return self.outputs is not None and not self.outputs
 
 
 @dataclass(frozen=True)
@@ -100,24 +122,30 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
     ops, weights = _modes(nodes, config, rules, fused)
     absorbed = set(fused.values())
     static = [n for n in nodes if n.name in ops and ops[n.name].mode == "static" and n not in absorbed]
-    carriers = {fused.get(n, n) for n in static}
-    moved = _movement(nodes, rules, set(static), carriers)
+    carriers = {fused.get(n, n) for n in static if rules.writes_codes(op_kind(n))}
+    sources = {n: [_source(t, rules) for t in data_operands(n, n.name in weights)] for n in static}
+    if rules.inputs_only:
+        moved = {step for found in sources.values() for _, steps in found for step in steps}
+    else:
+        moved = _movement(nodes, rules, set(static), carriers)
 
     groups = _Groups()
     specs: dict[str, QuantSpec] = {}
     for node in static:
         wish = config.resolve(node.name, op_kind(node))
-        for tensor in data_operands(node, node.name in weights):
+        for tensor, _ in sources[node]:
             specs[tensor.name] = _narrower(specs.get(tensor.name), wish.activation)
-        result = fused.get(node, node).name
-        specs[result] = _narrower(specs.get(result), wish.output or wish.activation)
+        result = fused.get(node, node)
+        if result in carriers:
+            specs[result.name] = _narrower(specs.get(result.name), wish.output or wish.activation)
     for node in nodes:
-        if node in moved or (node in carriers and op_kind(node) in rules.same_scale):
+        if not rules.inputs_only and (node in moved or (node in carriers and op_kind(node) in rules.same_scale)):
             for operand in data_operands(node, weighted=False):
                 specs.setdefault(node.name, specs[operand.name])
                 groups.join(operand.name, node.name)
     fixed = {groups.find(n.name): rules.fixed[op_kind(n)] for n in static if op_kind(n) in rules.fixed}
-    centred = {groups.find(n.args[i].name) for n in static for i in rules.symmetric.get(op_kind(n), ())} - set(fixed)
+    operands = [sources[n][i][0] for n in static for i in rules.symmetric.get(op_kind(n), ())]
+    centred = {groups.find(t.name) for t in operands if not (rules.inputs_only and _from_zero(t))} - set(fixed)
     specs = _shared(specs, groups, fixed, centred)
     return Placement(
         ops=ops,
@@ -144,6 +172,29 @@ def _shared(
         elif root in centred:
             narrowest[root] = replace(narrowest[root], symmetric=True)
     return {name: narrowest[groups.find(name)] for name in specs}
+
+
+def _source(tensor: fx.Node, rules: BackendRules) -> tuple[fx.Node, list[fx.Node]]:
+    """Where the grid of an operand stands, and the moves between there and the operand.
+
+    Without outputs on grids that is before the moves that only this operand needs: rounding a value before or after
+    it is moved is the same, and the moves then carry a quarter of the bytes.
+    """
+    steps: list[fx.Node] = []
+    while rules.inputs_only and op_kind(tensor) in rules.movement | rules.early and bounds_of(tensor) is None:
+        operands = data_operands(tensor, weighted=False)
+        alone = len(tensor.users) == 1 and len(operands[0].users) == 1
+        if len(operands) != 1 or not (alone or op_kind(tensor) in rules.early):
+            break
+        steps.append(tensor)
+        tensor = operands[0]
+    return tensor, steps
+
+
+def _from_zero(tensor: fx.Node) -> bool:
+    """Whether no value of `tensor` is negative, and its grid therefore begins at 0."""
+    bounds = bounds_of(tensor)
+    return op_kind(tensor) in ("softmax", "sigmoid", "relu") or (bounds is not None and bounds.low == 0)
 
 
 def _narrower(first: QuantSpec | None, second: QuantSpec) -> QuantSpec:
@@ -211,6 +262,8 @@ def _mode(node: fx.Node, kind: str, config: QuantConfig, rules: BackendRules) ->
         return "float", "not a floating-point result"
     if kind in rules.weighted and weight_of(node) is None:
         return "float", f"its weight is computed, and {rules.name} quantizes constant weights only"
+    if mode == "weights" and kind not in rules.weighted:
+        return "float", f"{kind} has no weight"
     if mode == "dynamic" and kind not in rules.dynamic:
         return "float", f"{rules.name} cannot quantize the input of {kind} at run time"
     if mode == "static" and kind not in rules.integer:

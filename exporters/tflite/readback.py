@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.base import FileOp, ReadBack
+from edgeq.exporters.matching import Constant, match_weights
 from edgeq.exporters.tflite.pack import unpack
-from edgeq.spec import QuantPlan, codes_hash
+from edgeq.spec import QuantPlan
 
 _WEIGHT_OPERAND = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1}
-_Constant = tuple[str, NDArray[np.int32], NDArray[np.float32]]  # name, codes, scales
 _DATA_OPERAND = {"TRANSPOSE_CONV": 2}
 
 
@@ -43,8 +43,8 @@ def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
         raise ModelError(f"{path.name} is not a TFLite file", code="EQ-M021", place=path.name)
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     reader = _Reader(model, schema)
-    weights, missing, extra = _match(reader.integer_constants(), plan)
-    return ReadBack(tuple(reader.ops()), weights, tuple(missing), tuple(extra))
+    match = match_weights(reader.integer_constants(), plan)
+    return ReadBack(tuple(reader.ops()), match.weights, match.missing, match.extra)
 
 
 class _Reader:
@@ -119,9 +119,9 @@ class _Reader:
         operands = [i for i in inputs if i >= 0 and self.graph.tensors[i].type != 2]
         return "int8" if operands and self.is_integer(output) and self.is_integer(operands[0]) else "float"
 
-    def integer_constants(self) -> list[_Constant]:
+    def integer_constants(self) -> list[Constant]:
         """Name, codes and scales of every int8 constant of rank two and more that a product or convolution reads."""
-        found: dict[int, _Constant] = {}
+        found: dict[int, Constant] = {}
         for op in self.graph.operators:
             operand = _WEIGHT_OPERAND.get(self.op_name(op))
             if operand is None:
@@ -135,7 +135,7 @@ class _Reader:
             values = unpack(raw, int(np.prod(shape))) if tensor.type == self.int4 else raw.view(np.int8)
             codes = values.astype(np.int32).reshape(shape)
             scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
-            found[index] = (tensor.name.decode(errors="replace"), codes, scales)
+            found[index] = Constant(tensor.name.decode(errors="replace"), _layouts(codes), scales)
         return list(found.values())
 
 
@@ -152,27 +152,3 @@ def _layouts(codes: NDArray[np.int32]) -> list[NDArray[np.int32]]:
     if codes.shape[1:3] == (1, 1):  # a 1x1 convolution and a linear layer may be written as each other
         layouts.append(codes.reshape(codes.shape[0], codes.shape[3]))
     return layouts
-
-
-def _match(
-    constants: list[_Constant], plan: QuantPlan | None
-) -> tuple[dict[str, NDArray[np.int32]], list[str], list[str]]:
-    """Planned weights that the file holds with equal integers and scales, those it lacks, and what nobody planned."""
-    planned = {(t.codes_sha256, t.uniform.scale.tobytes()): t for t in (plan.weights() if plan else [])}
-    held: dict[tuple[str, bytes], NDArray[np.int32]] = {}
-    extra = []
-    for name, codes, scales in constants:
-        keys = {(codes_hash(layout), scales.tobytes()): layout for layout in _layouts(codes)}
-        known = {key: layout for key, layout in keys.items() if key in planned}
-        held.update(known)
-        if not known:
-            extra.append(name)
-    weights = {}
-    missing = []
-    for tensor in plan.weights() if plan else []:
-        key = (tensor.codes_sha256, tensor.uniform.scale.tobytes())
-        if key in held:
-            weights[tensor.name] = held[key]
-        else:
-            missing.append(tensor.name)
-    return weights, missing, extra

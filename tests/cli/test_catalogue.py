@@ -60,13 +60,13 @@ def test_devices_offers_the_nearest(run: Run) -> None:
 
 
 def test_methods_are_those_of_the_code() -> None:
-    from edgeq.exporters.tflite.rules import SCHEMES as built
+    from edgeq.exporters import EXPORTERS, get_exporter
     from edgeq.quant.ranges import ESTIMATORS
     from edgeq.quant.rounding import ROUNDERS
 
     assert set(METHODS) == {"auto", "rotate", "transformer", *ESTIMATORS}
     assert set(ROUNDINGS) == {"auto", *ROUNDERS}
-    assert set(SCHEMES) == {"auto", *built}
+    assert set(SCHEMES) == {"auto", *(scheme for name in EXPORTERS for scheme in get_exporter(name).schemes)}
 
 
 @pytest.mark.parametrize("code", sorted(explanations()))

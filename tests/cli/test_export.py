@@ -17,9 +17,9 @@ from edgeq.devices.litert import LiteRtModel
 FAST = ["--device", "rpi", "--scheme", "dynamic", "--runs", "300"]
 
 
-def edgeq(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def edgeq(*words: str | Path, cwd: Path, timeout: int = 280) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgeq", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="module")

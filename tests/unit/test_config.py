@@ -104,7 +104,7 @@ def test_the_nearest_file_upward_is_found(tmp_path: Path) -> None:
         ("[export]\nruns = 'some'\n", "EQ-U004", "runs = 'some' is not \"auto\" or a whole number", 2, None),
         ("[export]\nbits = 'w8a9'\n", "EQ-U007", "unknown bits 'w8a9'", 2, "did you mean 'w8a8'?"),
         ("[export]\nscheme = 'statik'\n", "EQ-U007", "unknown scheme 'statik'", 2, "did you mean 'static'?"),
-        ("[export]\nformat = 'onnx'\n", "EQ-U007", "unknown format 'onnx'", 2, "known: auto, tflite"),
+        ("[export]\nformat = 'coreml'\n", "EQ-U007", "unknown format 'coreml'", 2, "onnx, openvino, tflite"),
         ("[export]\nmethod = 'msee'\n", "EQ-U007", "unknown method 'msee'", 2, "did you mean 'mse'?"),
         ("[export]\nmethod = 'mse:0.9'\n", "EQ-U007", "unknown method 'mse:0.9'", 2, None),
         ("[export]\nmethod = 'percentile'\n", "EQ-U004", "method = 'percentile' is not a method", 2, None),

@@ -53,6 +53,26 @@ def export_table() -> str:
     return "\n".join(lines)
 
 
+def openvino_table() -> str:
+    """The ViT-S for OpenVINO beside NNCF's quantization of it, all timed in turn in one process."""
+    lines = [
+        "| file | MB | map SQNR dB, median / worst | time / float (95 %) | time / NNCF (95 %) |",
+        "|---|---|---|---|---|",
+    ]
+    result = json.loads((RESULTS / "openvino_vit_s.json").read_text(encoding="utf-8"))
+    for name, row in result["rows"].items():
+        sqnr = row["sqnr_db"]
+        cells = [
+            name,
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{_number(sqnr['median'], 1)} / {_number(sqnr['worst'], 1)} (n={sqnr['n']})" if sqnr else "",
+            *(f"{r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in (row["to_float"], row["to_nncf"])),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(f"\n{result['calibration_images']} calibration images, {result['rounds']} rounds, one thread.")
+    return "\n".join(lines)
+
+
 def vit_nano_table() -> str:
     """How the shipped reference weights came to be, from the note that training wrote."""
     note = json.loads((README.parent / "models" / "weights" / "vit_nano.json").read_text(encoding="utf-8"))
@@ -81,6 +101,40 @@ def cost_table() -> str:
             f"| calibration of ViT-S alone, {run['images']} images, {run['tensors']} tensors | {run['seconds']:.0f} "
             f"| {run['peak_mb']:,.0f} |"
         )
+    return "\n".join(lines)
+
+
+def _ratio(latency: dict[str, Any]) -> str:
+    """A ratio with its interval; a machine that was busy gives none."""
+    if latency["high"] > 2 * latency["low"]:
+        return "not resolved"
+    return f"{latency['ratio']:.2f} ({latency['low']:.2f} to {latency['high']:.2f}, n={latency['runs']})"
+
+
+def peers_table() -> str:
+    """Exports beside what other quantizers make of the same float model and calibration data."""
+    lines = [
+        "| model | file | runtime | MB | SQNR dB, median / worst | time / float (95 %) | top-1 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("peers_*.json")):
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        comparison = result["comparison"]
+        for row in comparison["rows"][1:]:
+            if row["failed"]:
+                lines.append(f"| {result['model']} | {row['name']} | | | {row['failed']} | | |")
+                continue
+            sqnr, latency, score = row["sqnr_db"], row["latency"], row["score"]
+            cells = [
+                result["model"],
+                f"**{row['name']}**" if row["name"].startswith("edgeq") else row["name"],
+                row["format"],
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{_number(sqnr['median'], 1)} / {_number(sqnr['worst'], 1)} (n={sqnr['n']})",
+                _ratio(latency),
+                f"{score['value']:.1f}" if score else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -136,7 +190,9 @@ def _accuracy_cell(row: dict[str, Any] | None, goal: float) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "cost": cost_table,
+    "peers": peers_table,
     "vit_nano": vit_nano_table,
+    "openvino": openvino_table,
     "methods": method_tables.methods_table,
     "vit_fidelity": method_tables.vit_fidelity_table,
     "vit_files": method_tables.vit_files_table,

@@ -1,0 +1,1 @@
+"""ONNX files for onnxruntime, through torch's exporter."""

@@ -1,0 +1,1 @@
+"""OpenVINO models (`.xml` with `.bin`) through OpenVINO's converter."""

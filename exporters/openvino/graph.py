@@ -1,0 +1,73 @@
+"""What is in an OpenVINO graph: its products, and their weights as integers and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
+_WEIGHT = 1
+_INTEGERS = ("i8", "i4")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """An integer weight: a constant, its conversion, and the multiplication by its scales.
+
+    Args:
+        constant: The constant's node.
+        codes: Integers in the layout of the plan: `(out, in)` of linear layers, `(out, in / groups, ...)` of
+            convolutions.
+        scales: One per output channel, or per output channel and group.
+    """
+
+    constant: Any
+    codes: NDArray[np.int32]
+    scales: NDArray[np.float32]
+
+
+def products(model: Any) -> Iterator[tuple[Any, Weight | None]]:
+    """Matrix products and convolutions of an `openvino.Model` in execution order, with their integer weights."""
+    for op in model.get_ordered_ops():
+        if op.get_type_name() in PRODUCTS:
+            yield op, weight_of(op)
+
+
+def weight_of(op: Any) -> Weight | None:
+    """The integer weight of a product; None when it is float, or computed."""
+    scales: NDArray[np.float32] | None = None
+    node = op.input_value(_WEIGHT).get_node()
+    while node.get_type_name() != "Constant":
+        kind = node.get_type_name()
+        if kind not in ("Multiply", "Convert", "Reshape"):
+            return None
+        if kind == "Multiply":
+            factor = node.input_value(1).get_node()
+            if factor.get_type_name() != "Constant":
+                return None
+            scales = np.array(factor.data, dtype=np.float32)
+        node = node.input_value(0).get_node()
+    if node.get_element_type().get_type_name() not in _INTEGERS or scales is None:
+        return None
+    codes = integers(node)
+    # (groups, out / groups, in / groups, ...), or still before the reshape that makes it so
+    if op.get_type_name() == "GroupConvolution" and codes.ndim == len(op.get_input_partial_shape(_WEIGHT)):
+        codes = codes.reshape(codes.shape[0] * codes.shape[1], *codes.shape[2:])
+    elif op.get_type_name() == "MatMul" and not op.get_attributes()["transpose_b"]:
+        codes = codes.T
+    return Weight(node, codes, scales.reshape(-1))
+
+
+def integers(constant: Any) -> NDArray[np.int32]:
+    """The values of an i8 or i4 constant; two 4-bit codes share a byte, the first in its low half."""
+    shape = tuple(int(n) for n in constant.get_output_shape(0))
+    if constant.get_element_type().get_type_name() == "i8":
+        return np.array(constant.data, dtype=np.int32).reshape(shape)
+    packed = np.asarray(constant.data).view(np.uint8).reshape(-1)
+    halves = np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)[: int(np.prod(shape))].astype(np.int32)
+    result: NDArray[np.int32] = ((halves ^ 8) - 8).reshape(shape)
+    return result
