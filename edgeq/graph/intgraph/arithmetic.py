@@ -113,6 +113,21 @@ def common(reals: Any, bound: int, place: str) -> Dyadic:
     return Dyadic(multipliers, np.full(len(multipliers), shift, np.int64), widest.left)
 
 
+def wide(real: float, bound: int, place: str) -> Dyadic:
+    """Like `dyadic`, for accumulators that may need more than 32 bits: a multiplier of 29, any shift from 1.
+
+    Raises:
+        ModelError: EQ-M501 where the product could leave 64 bits.
+    """
+    shift = min(max(29 - math.frexp(real)[1], 1), MAX_SHIFT)
+    multiplier = round(math.ldexp(real, shift))
+    require_fits(abs(multiplier), 31, place, "a multiplier")
+    largest = bound * abs(multiplier) + (1 << (shift - 1))
+    require_fits(largest, 63, place, "a product")
+    require_fits(largest >> shift, 31, place, "a result")
+    return Dyadic(np.array([multiplier], np.int64), np.array([shift], np.int64), 0)
+
+
 def require_fits(bound: int, bits: int, place: str, what: str) -> None:
     """Refuse a layer in which a value could need more than `bits` bits and a sign.
 

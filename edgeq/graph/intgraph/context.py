@@ -18,6 +18,9 @@ from edgeq.graph.rewrite import fetch
 
 Reals = NDArray[np.float64]
 
+MOVES = frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"})
+"""Operations that only move codes."""
+
 
 def refused(
     node: fx.Node, reason: str, hint: str = "export for a target with a float unit: --device rpi"
@@ -57,6 +60,10 @@ class Context:
             if is_quantize(user):
                 scale, zero_point, low, high, dtype = user.args[1:6]
                 return Grid(float(scale), int(zero_point), int(low), int(high), dtype is torch.int16)  # type: ignore[arg-type]
+        # An input that is moved before anything reads it has the grid of what it becomes.
+        for user in node.users if node.op == "placeholder" or op_kind(node) in MOVES else ():
+            if op_kind(user) in MOVES:
+                return self.grid(user)
         raise refused(node, "its result is not on a grid")
 
     def source(self, node: fx.Node, index: int) -> fx.Node:
@@ -73,6 +80,8 @@ class Context:
     def behind(self, reader: fx.Node, operand: fx.Node) -> fx.Node:
         """The node whose codes `operand`, the end of a quantize/dequantize pair, stands for."""
         quantize = operand.args[0] if operand.args else None
+        if operand in self.values and op_kind(reader) in MOVES:
+            return operand  # an input, moved before it is quantized
         if not (isinstance(quantize, fx.Node) and is_quantize(quantize)):
             raise refused(reader, f"it reads {operand.name} in float")
         found = quantize.args[0]
@@ -108,7 +117,7 @@ class Context:
         if source.op != "get_attr":
             return None
         codes, grid = self.codes(source)
-        reals: Reals = (codes - grid.zero_point) * grid.scale
+        reals: Reals = (codes - grid.zero_point).astype(np.float64) * grid.scale
         return reals
 
     def float_constant(self, node: fx.Node, index: int) -> Reals | None:

@@ -15,7 +15,7 @@ import numpy as np
 from torch import fx
 
 from edgeq.graph.intgraph.builder import Builder, Value, positions
-from edgeq.graph.intgraph.context import Context, is_dequantize, is_quantize, refused, shape_of
+from edgeq.graph.intgraph.context import MOVES, Context, is_dequantize, is_quantize, refused, shape_of
 from edgeq.graph.intgraph.graph import IntGraph, Port
 from edgeq.graph.intgraph.pointwise import (
     lower_clip,
@@ -35,7 +35,6 @@ from edgeq.graph.legalize import Legalized
 Lowering = Callable[[Context, fx.Node], Value]
 
 TABLES = ("gelu", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "elu", "leaky_relu", "softplus", "mish")
-MOVES = frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"})
 
 LOWERINGS: Mapping[str, Lowering] = MappingProxyType(
     {

@@ -54,11 +54,11 @@ class ArenaPlan:
 def scratch_bytes(op: Op) -> int:
     """Bytes an operation needs while it runs: two rows of 16-bit numbers for products, one for a softmax."""
     if isinstance(op, Conv):
-        return 5 * padded_inner(op.weights.codes.shape[1], op.weights.bits)
+        return 5 * _expanded(op.weights.codes.shape[1], op.weights.bits)
     if isinstance(op, FullyConnected):
-        return 4 * padded_inner(op.weights.codes.shape[1], op.weights.bits)
+        return 4 * _expanded(op.weights.codes.shape[1], op.weights.bits)
     if isinstance(op, MatMul):
-        return 4 * op.inner
+        return 4 * _expanded(op.inner, 8)
     if isinstance(op, Depthwise):
         return int(op.weights.codes.size)
     return 2 * op.length if isinstance(op, Softmax) else 0
@@ -67,6 +67,11 @@ def scratch_bytes(op: Op) -> int:
 def padded_inner(inner: int, bits: int) -> int:
     """Length of a row of weights in memory: two 4-bit codes share a byte, eight a word."""
     return -(-inner // 8) * 8 if bits == 4 else inner
+
+
+def _expanded(inner: int, bits: int) -> int:
+    """Codes in a row of 16-bit numbers: kernels read four of 8, and eight of 4-bit weights, at a time."""
+    return -(-inner // (8 if bits == 4 else 4)) * (8 if bits == 4 else 4)
 
 
 def plan_arena(graph: IntGraph) -> ArenaPlan:

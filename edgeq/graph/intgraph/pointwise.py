@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from edgeq.graph.intgraph.arithmetic import NORM_FRACTION, common, dyadic, require_fits
+from edgeq.graph.intgraph.arithmetic import NORM_FRACTION, common, dyadic, require_fits, wide
 from edgeq.graph.intgraph.builder import Grid, Positions, Value, grid_of, positions
 from edgeq.graph.intgraph.context import Context, Reals, arguments, clip_bounds, refused, shape_of
 from edgeq.graph.intgraph.graph import (
@@ -94,7 +94,7 @@ def lower_scale(context: Context, node: fx.Node) -> Value:
 
 def _lower_product(context: Context, node: fx.Node, grid: Grid) -> Value:
     first, second, view, _ = _aligned(context, node)
-    scaling = dyadic(first.scale * second.scale / grid.scale, first.reach * second.reach, node.name)
+    scaling = wide(first.scale * second.scale / grid.scale, first.reach * second.reach, node.name)
     output = context.builder.new(node.name, first.shape, grid)
     context.builder.add(Mul(node.name, (first.name, second.name), output.name, scaling))
     return Value(output.name, view, grid)
@@ -273,7 +273,7 @@ def lower_pool(context: Context, node: fx.Node) -> Value:
     image = image_of(context, node)
     geometry = arguments(node, 2, stride=None, padding=0, **({"dilation": 1} if kind == "max_pool2d" else {}))
     geometry["stride"] = geometry["stride"] or node.args[1]
-    window = window_of(node, image, node.args[1], geometry)
+    window = window_of(context, node, node.args[1], geometry)
     held = (1, *shape[2:], shape[1])
     if kind == "max_pool2d":
         # The largest code stands for the largest real on any grid: another one may follow.

@@ -42,9 +42,9 @@ def image_view(shape: Sequence[int]) -> Any:
     return positions((1, height, width, channels)).transpose(0, 3, 1, 2)
 
 
-def window_of(node: fx.Node, image: IntTensor, kernel: Any, geometry: dict[str, Any]) -> Window:
-    """Geometry of a convolution or pooling of `image`."""
-    _, height, width, channels = image.shape if len(image.shape) == 4 else (1, *image.shape)
+def window_of(context: Context, node: fx.Node, kernel: Any, geometry: dict[str, Any]) -> Window:
+    """Geometry of a convolution or pooling of the image that `node` reads."""
+    _, channels, height, width = context.value(node, 0).view.shape
     sizes = [pair(geometry.get(key, 1)) for key in ("stride", "padding", "dilation")]
     window = Window(height, width, channels, pair(kernel), *sizes)
     if window.output != shape_of(node)[2:]:
@@ -110,7 +110,7 @@ def lower_conv(context: Context, node: fx.Node) -> Value:
     geometry = arguments(node, 3, stride=1, padding=0, dilation=1, groups=1)
     outputs, inner, *kernel = context.weight(node)[0].shape
     groups = int(geometry["groups"])
-    window = window_of(node, image, kernel, geometry)
+    window = window_of(context, node, kernel, geometry)
     if groups == 1:
         kind: type[Conv] | type[Depthwise] = Conv
         weights = weights_of(context, node, image, grid, (2, 3, 1))

@@ -1,0 +1,7 @@
+void NAME_table(const int8_t *x, int32_t count, const int16_t *values, const NAME_grid *grid, void *y)
+{
+    for (int32_t i = 0; i < count; i++) {
+        NAME_store(y, i, values[x[i] + 128] - grid->zero, grid);
+    }
+}
+
