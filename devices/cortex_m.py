@@ -159,7 +159,7 @@ def _build(project: Path, prefix: str, machine: Machine, scratch: Path, flags: t
         objects.append(str(scratch / f"{Path(source).stem}.o"))
         strict = WARNINGS if "cortex_m" not in source else ("-std=gnu99",)
         _command([COMPILER, *cpu, *strict, "-I", str(project), "-c", source, "-o", objects[-1]], 120)
-    link = ["-nostartfiles", "--specs=nano.specs", "-Wl,--gc-sections", "-T", str(scratch / "cortex_m.ld")]
+    link = ["-nostartfiles", "-Wl,--gc-sections", "-T", str(scratch / "cortex_m.ld")]
     _command([COMPILER, *cpu, *objects, *link, "-o", str(program)], 120)
     return program
 

@@ -191,7 +191,7 @@ def _depthwise(writer: Writer, index: int, op: Depthwise) -> Call:
     zero = writer.tensor(op.inputs[0]).zero_point
     x, y = writer.bytes_at(op.inputs[0]), writer.at(op.output)
     call = writer.call("depthwise", x, f"&window{index}", zero, f"&layer{index}", y, writer.scratch(index))
-    return Call(op, ("window", "layer", "patch", "depthwise"), arrays, (geometry, layer, call))
+    return Call(op, ("window", *_GEMM, "patch", "depthwise"), arrays, (geometry, layer, call))
 
 
 def _fully_connected(writer: Writer, index: int, op: FullyConnected) -> Call:

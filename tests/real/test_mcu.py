@@ -14,15 +14,15 @@ from torch import fx
 from edgeq.data import open_images
 from edgeq.devices.cortex_m import missing_tools, run_emulated
 from edgeq.exporters.c.project import write_project
+from edgeq.firmware import integer_network
 from edgeq.graph.intgraph.graph import IntGraph, Norm, Softmax
 from edgeq.graph.intgraph.interpret import dequantize_output, interpret, quantize_input, trace
-from edgeq.graph.intgraph.lower import lower
-from edgeq.graph.legalize import Legalized, legalize, observed
+from edgeq.graph.legalize import Legalized
 from edgeq.metrics import sqnr_db
 from edgeq.models import load_model
 from edgeq.models.base import parse_model
-from edgeq.quant.calibrator import calibrate
-from edgeq.recipe import place_integer
+from edgeq.recipe import Recipe
+from edgeq.spec import Precision
 from tests.unit.exporters.test_c_project import SANITIZERS, selftest
 from tests.unit.graph.intgraphs import Sample, codes_of
 
@@ -49,16 +49,14 @@ def nano(real_data: Path) -> Nano:
         return tuple(torch.from_numpy(a) for a in adapter.inputs(source.read(index)))
 
     network = adapter.loaded.graph
-    config, placement, rules = place_integer(network)
 
     def calibration() -> Iterator[Sample]:
         return (sample(i) for i in range(32))
 
-    statistics = calibrate(network, observed(network, placement), calibration())
-    form = legalize(network, placement, config, rules, statistics, "integer")
+    graph, form = integer_network(network, "vit_nano", calibration, Recipe("none", "nearest", Precision()))
     held_out = range(100, 200)
     labels = [int(np.load(real_data / "cifar10" / "test.npz")["label"][i]) for i in held_out]
-    return Nano(form, lower(form, "vit_nano"), network, [sample(i) for i in held_out], labels)
+    return Nano(form, graph, network, [sample(i) for i in held_out], labels)
 
 
 def outputs(nano: Nano) -> list[np.ndarray]:
@@ -100,6 +98,17 @@ def test_tables_and_roots_on_real_activations(nano: Nano, kind: type[Softmax] | 
             (result.low - result.zero_point) * result.scale, (result.high - result.zero_point) * result.scale
         )
         assert sqnr_db(wanted.numpy(), got) >= floor, op.name
+
+
+def test_the_transformed_vit_has_integer_kernels_too(nano: Nano) -> None:
+    recipe = Recipe("transformer", "nearest", Precision())
+    graph, _ = integer_network(nano.network, "vit_nano", lambda: iter(nano.images[:8]), recipe)
+    found = []
+    for image, codes in zip(nano.images[50:60], codes_of(graph, nano.images[50:60]), strict=True):
+        with torch.no_grad():
+            exact = nano.network(*image)[0].numpy()
+        found.append(sqnr_db(exact, dequantize_output(graph, graph.outputs[0], interpret(graph, codes)[0])))
+    assert np.median(found) >= 28
 
 
 @pytest.mark.parametrize("line", ["gcc -O2", "clang -O2", f"clang {SANITIZERS}"])

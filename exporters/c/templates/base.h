@@ -12,7 +12,10 @@
 #define NAME_DSP 1
 #endif
 
-#if defined(__GNUC__)
+/* Inner loops hold all registers: reordered before they are allotted, their loads would spill. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define NAME_APART __attribute__((noinline, optimize("no-schedule-insns")))
+#elif defined(__GNUC__)
 #define NAME_APART __attribute__((noinline))
 #else
 #define NAME_APART
@@ -45,10 +48,10 @@ static inline int32_t NAME_high(int32_t a, int32_t m)
     return (int32_t)(((int64_t)a * m) >> 32);
 }
 
-/* (a * m + 2^(s - 1)) >> s for s of 33 to 62: the low word never matters. */
+/* (a * m + 2^(s - 1)) >> s for s of 33 to 62: neither the low word nor the bits below the half ever matter. */
 static inline int32_t NAME_scale(int32_t a, int32_t m, int32_t s)
 {
-    return (NAME_high(a, m) + ((int32_t)1 << (s - 33))) >> (s - 32);
+    return ((NAME_high(a, m) >> (s - 33)) + 1) >> 1;
 }
 
 static inline int32_t NAME_clip(int32_t v, const NAME_grid *grid)

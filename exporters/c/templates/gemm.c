@@ -17,6 +17,13 @@ int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, i
 #else
     (void)rows;
     to += row * NAME_ROW(count);
+#if defined(NAME_MVE)
+    for (; i + 8 <= count; i += 8, to += 8) {
+        const int16x8_t values = vsubq_n_s16(vldrbq_s16(x + i), (int16_t)zero);
+        vstrhq_s16(to, values);
+        sum = vaddvaq_s16(sum, values);
+    }
+#endif
 #endif
     for (; i < count; i++) {
         const int32_t value = x[i] - zero;
@@ -45,24 +52,33 @@ NAME_APART static void NAME_dot22(
         d = vmladavaq_s16(d, u1, v1);
     }
 #elif defined(NAME_DSP)
-    const int8_t *end = w0 + (n & ~3);
-    n &= 3;
+    uint32_t u[4], v, even, odd;
+#define NAME_STEP(at) \
+    v = NAME_word(w0 + (at)); \
+    memcpy(u, NAME_ALIGNED(x0 + 2 * (at)), 16); \
+    even = NAME_even(v), odd = NAME_odd(v); \
+    a = NAME_mac2(u[0], even, a); \
+    c = NAME_mac2(u[2], even, c); \
+    v = NAME_word(w1 + (at)); \
+    a = NAME_mac2(u[1], odd, a); \
+    c = NAME_mac2(u[3], odd, c); \
+    even = NAME_even(v), odd = NAME_odd(v); \
+    b = NAME_mac2(u[0], even, b); \
+    d = NAME_mac2(u[2], even, d); \
+    b = NAME_mac2(u[1], odd, b); \
+    d = NAME_mac2(u[3], odd, d);
+    const int8_t *end = w0 + (n & ~7);
     while (w0 != end) {
-        uint32_t u[4], v = NAME_word(w0), even, odd;
-        memcpy(u, NAME_ALIGNED(x0), 16);
-        even = NAME_even(v), odd = NAME_odd(v);
-        a = NAME_mac2(u[0], even, a);
-        c = NAME_mac2(u[2], even, c);
-        v = NAME_word(w1);
-        a = NAME_mac2(u[1], odd, a);
-        c = NAME_mac2(u[3], odd, c);
-        even = NAME_even(v), odd = NAME_odd(v);
-        b = NAME_mac2(u[0], even, b);
-        d = NAME_mac2(u[2], even, d);
-        b = NAME_mac2(u[1], odd, b);
-        d = NAME_mac2(u[3], odd, d);
+        NAME_STEP(0)
+        NAME_STEP(4)
+        w0 += 8, w1 += 8, x0 += 16;
+    }
+    if ((n & 4) != 0) {
+        NAME_STEP(0)
         w0 += 4, w1 += 4, x0 += 8;
     }
+#undef NAME_STEP
+    n &= 3;
 #endif
     for (; n > 0; n--) {
         const int32_t v0 = *w0++, v1 = *w1++, u0 = *x0++, u1 = *x1++;
@@ -91,26 +107,27 @@ NAME_APART static void NAME_dot14(const int16_t *x, const int8_t *const *w, int3
         d = vmladavaq_s16(d, u, vldrbq_s16(w3));
     }
 #elif defined(NAME_DSP)
-    const int8_t *end = w0 + (n & ~3);
-    n &= 3;
+    uint32_t pair[2], v;
+#define NAME_TAKE(w, at, sum) \
+    v = NAME_word((w) + (at)); \
+    sum = NAME_mac2(pair[0], NAME_even(v), sum); \
+    sum = NAME_mac2(pair[1], NAME_odd(v), sum);
+#define NAME_STEP(at) \
+    memcpy(pair, NAME_ALIGNED(x + (at)), 8); \
+    NAME_TAKE(w0, at, a) NAME_TAKE(w1, at, b) NAME_TAKE(w2, at, c) NAME_TAKE(w3, at, d)
+    const int8_t *end = w0 + (n & ~7);
     while (w0 != end) {
-        uint32_t pair[2];
-        memcpy(pair, NAME_ALIGNED(x), 8);
-        const uint32_t even = pair[0], odd = pair[1];
-        uint32_t v = NAME_word(w0);
-        a = NAME_mac2(even, NAME_even(v), a);
-        a = NAME_mac2(odd, NAME_odd(v), a);
-        v = NAME_word(w1);
-        b = NAME_mac2(even, NAME_even(v), b);
-        b = NAME_mac2(odd, NAME_odd(v), b);
-        v = NAME_word(w2);
-        c = NAME_mac2(even, NAME_even(v), c);
-        c = NAME_mac2(odd, NAME_odd(v), c);
-        v = NAME_word(w3);
-        d = NAME_mac2(even, NAME_even(v), d);
-        d = NAME_mac2(odd, NAME_odd(v), d);
+        NAME_STEP(0)
+        NAME_STEP(4)
+        x += 8, w0 += 8, w1 += 8, w2 += 8, w3 += 8;
+    }
+    if ((n & 4) != 0) {
+        NAME_STEP(0)
         x += 4, w0 += 4, w1 += 4, w2 += 4, w3 += 4;
     }
+#undef NAME_STEP
+#undef NAME_TAKE
+    n &= 3;
 #endif
     for (; n > 0; n--) {
         const int32_t u = *x++;
@@ -141,10 +158,8 @@ void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, cons
             sum[2] = bias0 + base[1];
             sum[3] = bias1 + base[1];
             NAME_dot22(x, codes + j * n, codes + next * n, n, sum);
-            NAME_finish(sum[0], j, layer, y, at);
-            NAME_finish(sum[1], next, layer, y, at);
-            NAME_finish(sum[2], j, layer, y, at + outputs);
-            NAME_finish(sum[3], next, layer, y, at + outputs);
+            NAME_finish(sum, 2, j, layer, y, at);
+            NAME_finish(sum + 1, 2, next, layer, y, at);
         }
         return;
     }
@@ -157,7 +172,7 @@ void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, cons
         }
         NAME_dot14(x, w, n, sum);
         for (int32_t t = 0; t < 4 && j + t < outputs; t++) {
-            NAME_finish(sum[t], j + t, layer, y, at);
+            NAME_finish(sum + t, 1, j + t, layer, y, at);
         }
     }
 }

@@ -3,8 +3,19 @@
 /* With SIMD, eight codes lie as 0 4 1 5 2 6 3 7: the halves that a mask takes out of a word of weights. */
 int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
 {
-    int32_t sum = 0;
-    for (int32_t i = 0; i < NAME_PADDED(count); i++) {
+    int32_t sum = 0, i = 0;
+#if defined(NAME_DSP)
+    for (; i + 8 <= count; i += 8) {
+        const uint32_t first = NAME_word(x + i), second = NAME_word(x + i + 4);
+        const uint32_t a = NAME_even(first), b = NAME_odd(first), c = NAME_even(second), d = NAME_odd(second);
+        const uint32_t pairs[4] = {
+            NAME_low_halves(a, c), NAME_low_halves(b, d), NAME_high_halves(a, c), NAME_high_halves(b, d)};
+        memcpy(to + i, pairs, 16);
+        sum = NAME_mac2(a, 0x10001u, NAME_mac2(b, 0x10001u, sum));
+        sum = NAME_mac2(c, 0x10001u, NAME_mac2(d, 0x10001u, sum));
+    }
+#endif
+    for (; i < NAME_PADDED(count); i++) {
         const int32_t value = i < count ? x[i] : 0;
 #if defined(NAME_DSP)
         to[(i & ~7) + ((i & 3) << 1) + ((i >> 2) & 1)] = (int16_t)value;
@@ -124,10 +135,7 @@ void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, con
             NAME_dot14_4(x, w, n, sum);
         }
         for (int32_t t = 0; t < tile && j + t < outputs; t++) {
-            NAME_finish(sum[t], j + t, layer, y, at);
-            if (rows == 2) {
-                NAME_finish(sum[t + 2], j + t, layer, y, at + outputs);
-            }
+            NAME_finish(sum + t, rows, j + t, layer, y, at);
         }
     }
 }

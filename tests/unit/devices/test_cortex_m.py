@@ -22,20 +22,24 @@ def test_a_missing_tool_is_named_with_its_install_line(monkeypatch: pytest.Monke
     assert lacking.value.code == "EQ-P500" and "apt-get install" in str(lacking.value.hint)
 
 
+ALL = [(name, core) for name in NETWORKS for core in MACHINES]
+QUICK = (("attention", "cortex-m4"), ("gate_w4", "cortex-m55"))
+
+
 @pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_core_gives_the_integers_of_the_interpreter(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name, core", [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in ALL])
+def test_every_core_gives_the_integers_of_the_interpreter(name: str, core: str, tmp_path: Path) -> None:
     made, shape, precision = NETWORKS[name]
     samples = noise(*shape, count=2)
     graph = lowered(made().eval(), samples, precision or Precision())
     write_project(graph, tmp_path, codes_of(graph, samples) + hostile(graph, 1))
-    for core in MACHINES:
-        run = run_emulated(tmp_path, "small", core, "-O2")
-        assert run.different == 0, core
-        assert len(run.layers) == len(graph.ops) and min(run.layers) > 0
-        assert abs(run.total - sum(run.layers)) <= 60 * len(run.layers)
+    run = run_emulated(tmp_path, "small", core, "-O2")
+    assert run.different == 0
+    assert len(run.layers) == len(graph.ops) and min(run.layers) > 0
+    assert abs(run.total - sum(run.layers)) <= 60 * len(run.layers)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
 def test_counts_are_the_same_every_time_and_smaller_with_vector_instructions(tmp_path: Path) -> None:
     made, shape, _ = NETWORKS["cnn"]

@@ -26,7 +26,11 @@ from edgeq.spec import Precision
 from tests.unit.graph.intgraphs import Sample, SmallAttention, SmallCnn, codes_of, lowered, noise
 
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
-COMPILERS = ("gcc -O2", "gcc -Os", "clang -O2", f"clang {SANITIZERS}", f"gcc {SANITIZERS}")
+COMPILERS = (
+    "gcc -O2",
+    f"clang {SANITIZERS}",
+    *(pytest.param(line, marks=pytest.mark.slow) for line in ("gcc -Os", "clang -O2", f"gcc {SANITIZERS}")),
+)
 
 
 def compiler(line: str) -> tuple[str, str]:
@@ -233,7 +237,8 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=4, phases=(Phase.reuse, Phase.generate))  # every example is compiled
+@pytest.mark.slow
+@settings(max_examples=20, phases=(Phase.reuse, Phase.generate))  # every example is compiled
 @given(
     steps=st.lists(STEPS, min_size=1, max_size=4),
     shape=st.tuples(st.integers(1, 4), st.integers(3, 6), st.integers(3, 6)),
