@@ -76,14 +76,14 @@ def _anchors(m3: float, m4: float, m55: float) -> dict[str, float]:
 
 def layers() -> dict[str, Layer]:
     """The layers of the table."""
+    return {**_convolutions(), **_products(), **_between()}
+
+
+def _convolutions() -> dict[str, Layer]:
     image = Window(32, 32, 16, (3, 3), (1, 1), (1, 1))
     point = Window(16, 16, 64, (1, 1), (1, 1), (0, 0))
     across = _weights(16, 9)
     across = Weights(across.codes.T.copy(), across.bias, across.scaling, 8)
-    byte = ((64, 512), False)
-    softmax = Softmax("y", ("x",), "y", 64, 64, 20000, 15, 1 << 30, 9, 62)
-    norm = Norm("y", ("x",), "y", 64, 128, True, 1000, common([2.0**-10], 1 << 19, "bench"), np.array([256]))
-    tokens = ((64, 64), False)
     return {
         "conv3x3 32x32x16->16": Layer(
             Conv("y", ("x",), "y", image, _weights(16, 144)),
@@ -113,6 +113,12 @@ def layers() -> dict[str, Layer]:
             147456,
             _anchors(10.29, 9.25, 3.47),
         ),
+    }
+
+
+def _products() -> dict[str, Layer]:
+    tokens = ((64, 64), False)
+    return {
         "fully connected 512->128, 1 row": Layer(
             FullyConnected("y", ("x",), "y", 1, _weights(128, 512)),
             (((1, 512), False),),
@@ -122,7 +128,7 @@ def layers() -> dict[str, Layer]:
         ),
         "fully connected 512->128, 64 rows": Layer(
             FullyConnected("y", ("x",), "y", 64, _weights(128, 512)),
-            (byte,),
+            (((64, 512), False),),
             ((64, 128), False),
             64 * 65536,
             _anchors(3.45, 1.97, 0.496),
@@ -141,6 +147,14 @@ def layers() -> dict[str, Layer]:
             262144,
             _anchors(3.99, 2.67, 0.706),
         ),
+    }
+
+
+def _between() -> dict[str, Layer]:
+    softmax = Softmax("y", ("x",), "y", 64, 64, 20000, 15, 1 << 30, 9, 62)
+    norm = Norm("y", ("x",), "y", 64, 128, True, 1000, common([2.0**-10], 1 << 19, "bench"), np.array([256]))
+    tokens = ((64, 64), False)
+    return {
         "softmax 64x64": Layer(softmax, (tokens,), tokens, 4096, _anchors(513, 517, 549)),
         "softmax 64x64, 16-bit logits": Layer(softmax, (((64, 64), True),), tokens, 4096, {}),
         "add 4096": Layer(

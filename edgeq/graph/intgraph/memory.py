@@ -70,8 +70,9 @@ def padded_inner(inner: int, bits: int) -> int:
 
 
 def _expanded(inner: int, bits: int) -> int:
-    """Codes in a row of 16-bit numbers: kernels read four of 8, and eight of 4-bit weights, at a time."""
-    return -(-inner // (8 if bits == 4 else 4)) * (8 if bits == 4 else 4)
+    """Codes in a row of 16-bit numbers: kernels read four at a time, and sixteen with 4-bit weights."""
+    step = 16 if bits == 4 else 4
+    return -(-inner // step) * step
 
 
 def plan_arena(graph: IntGraph) -> ArenaPlan:

@@ -2,7 +2,7 @@
 void NAME_conv4(const int8_t *x, const NAME_window *g, int32_t border, const NAME_layer *layer, void *y, void *scratch)
 {
     int32_t base[2] = {0, 0};
-    const int32_t inner = layer->inner, n = NAME_PADDED(inner), pixels = g->rows * g->columns;
+    const int32_t inner = layer->inner, n = NAME_ROOM(inner), pixels = g->rows * g->columns;
     const int32_t direct = g->kernel_h == 1 && g->kernel_w == 1 && g->pad_h == 0 && g->pad_w == 0;
     int16_t *expanded = (int16_t *)scratch;
     int8_t *bytes = (int8_t *)(expanded + 2 * n);

@@ -33,26 +33,27 @@ static inline void NAME_taps4(const int8_t *u, const int8_t *w, int32_t channels
 /* Scratch: one window of bytes. */
 void NAME_depthwise(const int8_t *x, const NAME_window *g, int32_t border, const NAME_layer *layer, void *y, void *scratch)
 {
+    const NAME_layer own = *layer; /* to a compiler, a stored byte may change what layer points to */
     int8_t *bytes = (int8_t *)scratch;
-    const int32_t channels = layer->outputs, taps = layer->inner;
+    const int32_t channels = own.outputs, taps = own.inner;
     int32_t at = 0;
     for (int32_t row = 0; row < g->rows; row++) {
         for (int32_t column = 0; column < g->columns; column++, at += channels) {
             int32_t c = 0;
             NAME_patch(x, g, row, column, border, bytes);
             for (; c + 4 <= channels; c += 4) {
-                int32_t sum[4] = {layer->bias[c], layer->bias[c + 1], layer->bias[c + 2], layer->bias[c + 3]};
-                NAME_taps4(bytes + c, layer->codes + c, channels, taps, sum);
+                int32_t sum[4] = {own.bias[c], own.bias[c + 1], own.bias[c + 2], own.bias[c + 3]};
+                NAME_taps4(bytes + c, own.codes + c, channels, taps, sum);
                 for (int32_t t = 0; t < 4; t++) {
-                    NAME_finish(sum + t, 1, c + t, layer, y, at);
+                    NAME_finish(sum + t, 1, c + t, &own, y, at);
                 }
             }
             for (; c < channels; c++) {
-                int32_t sum = layer->bias[c];
+                int32_t sum = own.bias[c];
                 for (int32_t t = 0; t < taps; t++) {
-                    sum += (int32_t)bytes[t * channels + c] * layer->codes[t * channels + c];
+                    sum += (int32_t)bytes[t * channels + c] * own.codes[t * channels + c];
                 }
-                NAME_finish(&sum, 1, c, layer, y, at);
+                NAME_finish(&sum, 1, c, &own, y, at);
             }
         }
     }

@@ -2,7 +2,7 @@
 void NAME_fully_connected4(const int8_t *x, int32_t rows, const NAME_layer *layer, void *y, void *scratch)
 {
     int32_t base[2] = {0, 0};
-    const int32_t inner = layer->inner, n = NAME_PADDED(inner);
+    const int32_t inner = layer->inner, n = NAME_ROOM(inner);
     int16_t *expanded = (int16_t *)scratch;
     for (int32_t r = 0; r < rows; r += 2) {
         const int32_t count = rows - r < 2 ? 1 : 2;

@@ -145,21 +145,22 @@ NAME_APART static void NAME_dot14(const int16_t *x, const int8_t *const *w, int3
 /* One or two expanded rows times all rows of weights; base is added to the sums of each row. */
 void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
 {
-    const int32_t n = layer->inner, outputs = layer->outputs;
-    const int8_t *codes = layer->codes;
+    const NAME_layer own = *layer; /* to a compiler, a stored byte may change what layer points to */
+    const int32_t n = own.inner, outputs = own.outputs;
+    const int8_t *codes = own.codes;
     int32_t sum[4], j = 0;
     if (rows == 2) {
         for (; j < outputs; j += 2) { /* an odd last output is computed twice */
             const int32_t next = j + 1 < outputs ? j + 1 : j;
-            const int32_t bias0 = layer->bias != NULL ? layer->bias[j] : 0;
-            const int32_t bias1 = layer->bias != NULL ? layer->bias[next] : 0;
+            const int32_t bias0 = own.bias != NULL ? own.bias[j] : 0;
+            const int32_t bias1 = own.bias != NULL ? own.bias[next] : 0;
             sum[0] = bias0 + base[0];
             sum[1] = bias1 + base[0];
             sum[2] = bias0 + base[1];
             sum[3] = bias1 + base[1];
             NAME_dot22(x, codes + j * n, codes + next * n, n, sum);
-            NAME_finish(sum, 2, j, layer, y, at);
-            NAME_finish(sum + 1, 2, next, layer, y, at);
+            NAME_finish(sum, 2, j, &own, y, at);
+            NAME_finish(sum + 1, 2, next, &own, y, at);
         }
         return;
     }
@@ -168,11 +169,11 @@ void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, cons
         for (int32_t t = 0; t < 4; t++) { /* beyond the last output, the last one again */
             const int32_t channel = j + t < outputs ? j + t : outputs - 1;
             w[t] = codes + channel * n;
-            sum[t] = (layer->bias != NULL ? layer->bias[channel] : 0) + base[0];
+            sum[t] = (own.bias != NULL ? own.bias[channel] : 0) + base[0];
         }
         NAME_dot14(x, w, n, sum);
         for (int32_t t = 0; t < 4 && j + t < outputs; t++) {
-            NAME_finish(sum + t, 1, j + t, layer, y, at);
+            NAME_finish(sum + t, 1, j + t, &own, y, at);
         }
     }
 }

@@ -1,6 +1,8 @@
 #define NAME_PADDED(count) (((count) + 7) & ~(int32_t)7)
+#define NAME_ROOM(count) (((count) + 15) & ~(int32_t)15)
 
-/* With SIMD, eight codes lie as 0 4 1 5 2 6 3 7: the halves that a mask takes out of a word of weights. */
+/* With SIMD on words, eight codes lie as 0 4 1 5 2 6 3 7: the halves that a mask takes out of a word of weights. With
+ * vectors, sixteen lie as their even and their odd ones: the low and the high halves of eight bytes of weights. */
 int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
 {
     int32_t sum = 0, i = 0;
@@ -17,7 +19,9 @@ int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
 #endif
     for (; i < NAME_PADDED(count); i++) {
         const int32_t value = i < count ? x[i] : 0;
-#if defined(NAME_DSP)
+#if defined(NAME_MVE)
+        to[(i & ~15) + ((i & 1) << 3) + ((i & 15) >> 1)] = (int16_t)value;
+#elif defined(NAME_DSP)
         to[(i & ~7) + ((i & 3) << 1) + ((i >> 2) & 1)] = (int16_t)value;
 #else
         to[i] = (int16_t)value;
@@ -27,7 +31,7 @@ int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
     return sum;
 }
 
-#if !defined(NAME_DSP)
+#if !defined(NAME_DSP) && !defined(NAME_MVE)
 static inline int32_t NAME_pair(const int16_t *x, uint32_t byte)
 {
     return x[0] * (int32_t)(byte & 15u) + x[1] * (int32_t)(byte >> 4);
@@ -38,7 +42,19 @@ NAME_APART static void NAME_dot22_4(
     const int16_t *x0, const int16_t *x1, const uint8_t *w0, const uint8_t *w1, int32_t n, int32_t *sum)
 {
     int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
-#if defined(NAME_DSP)
+#if defined(NAME_MVE)
+    for (int32_t k = 0; k < n; k += 16, w0 += 8, w1 += 8, x0 += 16, x1 += 16) {
+        const mve_pred16_t p = vctp16q((uint32_t)(n - k) >> 1);
+        const uint16x8_t v0 = vldrbq_z_u16(w0, p), v1 = vldrbq_z_u16(w1, p), mask = vdupq_n_u16(15);
+        const int16x8_t u0 = vldrhq_s16(x0), u1 = vldrhq_s16(x1), z0 = vldrhq_s16(x0 + 8), z1 = vldrhq_s16(x1 + 8);
+        const int16x8_t even0 = vreinterpretq_s16_u16(vandq_u16(v0, mask)), odd0 = vreinterpretq_s16_u16(vshrq_n_u16(v0, 4));
+        const int16x8_t even1 = vreinterpretq_s16_u16(vandq_u16(v1, mask)), odd1 = vreinterpretq_s16_u16(vshrq_n_u16(v1, 4));
+        a = vmladavaq_p_s16(vmladavaq_p_s16(a, u0, even0, p), z0, odd0, p);
+        b = vmladavaq_p_s16(vmladavaq_p_s16(b, u0, even1, p), z0, odd1, p);
+        c = vmladavaq_p_s16(vmladavaq_p_s16(c, u1, even0, p), z1, odd0, p);
+        d = vmladavaq_p_s16(vmladavaq_p_s16(d, u1, even1, p), z1, odd1, p);
+    }
+#elif defined(NAME_DSP)
     const uint32_t mask = 0x000f000fu;
     for (int32_t k = 0; k < n; k += 8, w0 += 4, w1 += 4, x0 += 8, x1 += 8) {
         const uint32_t v0 = NAME_word(w0), v1 = NAME_word(w1);
@@ -82,7 +98,25 @@ NAME_APART static void NAME_dot14_4(const int16_t *x, const uint8_t *const *w, i
 {
     const uint8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
     int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
-#if defined(NAME_DSP)
+#if defined(NAME_MVE)
+    for (int32_t k = 0; k < n; k += 16, x += 16) {
+        const mve_pred16_t p = vctp16q((uint32_t)(n - k) >> 1);
+        const int16x8_t u = vldrhq_s16(x), z = vldrhq_s16(x + 8);
+        const uint16x8_t mask = vdupq_n_u16(15);
+        uint16x8_t v = vldrbq_z_u16(w0 + k / 2, p);
+        a = vmladavaq_p_s16(a, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
+        a = vmladavaq_p_s16(a, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
+        v = vldrbq_z_u16(w1 + k / 2, p);
+        b = vmladavaq_p_s16(b, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
+        b = vmladavaq_p_s16(b, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
+        v = vldrbq_z_u16(w2 + k / 2, p);
+        c = vmladavaq_p_s16(c, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
+        c = vmladavaq_p_s16(c, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
+        v = vldrbq_z_u16(w3 + k / 2, p);
+        d = vmladavaq_p_s16(d, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
+        d = vmladavaq_p_s16(d, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
+    }
+#elif defined(NAME_DSP)
     const uint32_t mask = 0x000f000fu;
     for (int32_t k = 0; k < n; k += 8, x += 8, w0 += 4, w1 += 4, w2 += 4, w3 += 4) {
         const uint32_t u0 = NAME_word(x), u1 = NAME_word(x + 2), u2 = NAME_word(x + 4), u3 = NAME_word(x + 6);
@@ -115,27 +149,28 @@ NAME_APART static void NAME_dot14_4(const int16_t *x, const uint8_t *const *w, i
 
 void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
 {
-    const int32_t n = NAME_PADDED(layer->inner), outputs = layer->outputs;
+    const NAME_layer own = *layer; /* to a compiler, a stored byte may change what layer points to */
+    const int32_t n = NAME_PADDED(own.inner), outputs = own.outputs;
     const int32_t tile = rows == 2 ? 2 : 4;
-    const uint8_t *codes = (const uint8_t *)layer->codes;
+    const uint8_t *codes = (const uint8_t *)own.codes;
     for (int32_t j = 0; j < outputs; j += tile) {
         int32_t sum[4];
         const uint8_t *w[4];
         for (int32_t t = 0; t < tile; t++) {
             const int32_t channel = j + t < outputs ? j + t : outputs - 1;
             w[t] = codes + (size_t)channel * (size_t)(n / 2);
-            sum[t] = layer->bias[channel] + base[0];
+            sum[t] = own.bias[channel] + base[0];
             if (rows == 2) {
-                sum[t + 2] = layer->bias[channel] + base[1];
+                sum[t + 2] = own.bias[channel] + base[1];
             }
         }
         if (rows == 2) {
-            NAME_dot22_4(x, x + n, w[0], w[1], n, sum);
+            NAME_dot22_4(x, x + NAME_ROOM(own.inner), w[0], w[1], n, sum);
         } else {
             NAME_dot14_4(x, w, n, sum);
         }
         for (int32_t t = 0; t < tile && j + t < outputs; t++) {
-            NAME_finish(sum + t, rows, j + t, layer, y, at);
+            NAME_finish(sum + t, rows, j + t, &own, y, at);
         }
     }
 }

@@ -1,17 +1,19 @@
 static void NAME_gather_row(const void *x, int32_t from, int32_t c, const NAME_gather *g, void *y, int32_t at)
 {
     const int32_t count = g->dims[4], stride = g->strides[4];
-    const NAME_scaling *s = &g->scaling;
+    const NAME_scaling scaling = g->scaling, *s = &scaling; /* to a compiler, a stored byte may change what g points to */
+    const NAME_grid grid = g->grid;
+    const int32_t wide = g->wide, zero = g->zero;
     if (s->multiplier == NULL) {
         for (int32_t i = 0; i < count; i++, from += stride) {
-            NAME_store(y, at + i, NAME_load(x, from, g->wide) - g->grid.zero, &g->grid);
+            NAME_store(y, at + i, NAME_load(x, from, wide) - grid.zero, &grid);
         }
         return;
     }
     const int32_t left = (int32_t)1 << s->left;
     for (int32_t i = 0; i < count; i++, from += stride, c += s->step) {
-        const int32_t value = (NAME_load(x, from, g->wide) - g->zero) * left;
-        NAME_store(y, at + i, NAME_scale(value, s->multiplier[c], s->shift[c]), &g->grid);
+        const int32_t value = (NAME_load(x, from, wide) - zero) * left;
+        NAME_store(y, at + i, NAME_scale(value, s->multiplier[c], s->shift[c]), &grid);
     }
 }
 
