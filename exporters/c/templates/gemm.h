@@ -1,0 +1,6 @@
+/* Codes minus zero as 16-bit numbers in the order that the products read; returns their sum. Rows have room for a
+ * multiple of four. */
+#define NAME_ROW(count) (((count) + 3) & ~(int32_t)3)
+int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, int32_t row, int32_t rows);
+void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at);
+

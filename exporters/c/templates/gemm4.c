@@ -1,0 +1,177 @@
+#define NAME_PADDED(count) (((count) + 7) & ~(int32_t)7)
+#define NAME_ROOM(count) (((count) + 15) & ~(int32_t)15)
+
+/* With SIMD on words, eight codes lie as 0 4 1 5 2 6 3 7: the halves that a mask takes out of a word of weights. With
+ * vectors, sixteen lie as their even and their odd ones: the low and the high halves of eight bytes of weights. */
+int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
+{
+    int32_t sum = 0, i = 0;
+#if defined(NAME_DSP)
+    for (; i + 8 <= count; i += 8) {
+        const uint32_t first = NAME_word(x + i), second = NAME_word(x + i + 4);
+        const uint32_t a = NAME_even(first), b = NAME_odd(first), c = NAME_even(second), d = NAME_odd(second);
+        const uint32_t pairs[4] = {
+            NAME_low_halves(a, c), NAME_low_halves(b, d), NAME_high_halves(a, c), NAME_high_halves(b, d)};
+        memcpy(to + i, pairs, 16);
+        sum = NAME_mac2(a, 0x10001u, NAME_mac2(b, 0x10001u, sum));
+        sum = NAME_mac2(c, 0x10001u, NAME_mac2(d, 0x10001u, sum));
+    }
+#endif
+    for (; i < NAME_PADDED(count); i++) {
+        const int32_t value = i < count ? x[i] : 0;
+#if defined(NAME_MVE)
+        to[(i & ~15) + ((i & 1) << 3) + ((i & 15) >> 1)] = (int16_t)value;
+#elif defined(NAME_DSP)
+        to[(i & ~7) + ((i & 3) << 1) + ((i >> 2) & 1)] = (int16_t)value;
+#else
+        to[i] = (int16_t)value;
+#endif
+        sum += value;
+    }
+    return sum;
+}
+
+#if !defined(NAME_DSP) && !defined(NAME_MVE)
+static inline int32_t NAME_pair(const int16_t *x, uint32_t byte)
+{
+    return x[0] * (int32_t)(byte & 15u) + x[1] * (int32_t)(byte >> 4);
+}
+#endif
+
+NAME_APART static void NAME_dot22_4(
+    const int16_t *x0, const int16_t *x1, const uint8_t *w0, const uint8_t *w1, int32_t n, int32_t *sum)
+{
+    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
+#if defined(NAME_MVE)
+    for (int32_t k = 0; k < n; k += 16, w0 += 8, w1 += 8, x0 += 16, x1 += 16) {
+        const mve_pred16_t p = vctp16q((uint32_t)(n - k) >> 1);
+        const uint16x8_t v0 = vldrbq_z_u16(w0, p), v1 = vldrbq_z_u16(w1, p), mask = vdupq_n_u16(15);
+        const int16x8_t u0 = vldrhq_s16(x0), u1 = vldrhq_s16(x1), z0 = vldrhq_s16(x0 + 8), z1 = vldrhq_s16(x1 + 8);
+        const int16x8_t even0 = vreinterpretq_s16_u16(vandq_u16(v0, mask)), odd0 = vreinterpretq_s16_u16(vshrq_n_u16(v0, 4));
+        const int16x8_t even1 = vreinterpretq_s16_u16(vandq_u16(v1, mask)), odd1 = vreinterpretq_s16_u16(vshrq_n_u16(v1, 4));
+        a = vmladavaq_p_s16(vmladavaq_p_s16(a, u0, even0, p), z0, odd0, p);
+        b = vmladavaq_p_s16(vmladavaq_p_s16(b, u0, even1, p), z0, odd1, p);
+        c = vmladavaq_p_s16(vmladavaq_p_s16(c, u1, even0, p), z1, odd0, p);
+        d = vmladavaq_p_s16(vmladavaq_p_s16(d, u1, even1, p), z1, odd1, p);
+    }
+#elif defined(NAME_DSP)
+    const uint32_t mask = 0x000f000fu;
+    for (int32_t k = 0; k < n; k += 8, w0 += 4, w1 += 4, x0 += 8, x1 += 8) {
+        const uint32_t v0 = NAME_word(w0), v1 = NAME_word(w1);
+        uint32_t p = v0 & mask, q = v1 & mask, u = NAME_word(x0), v = NAME_word(x1);
+        a = NAME_mac2(u, p, a);
+        b = NAME_mac2(u, q, b);
+        c = NAME_mac2(v, p, c);
+        d = NAME_mac2(v, q, d);
+        p = (v0 >> 4) & mask, q = (v1 >> 4) & mask, u = NAME_word(x0 + 2), v = NAME_word(x1 + 2);
+        a = NAME_mac2(u, p, a);
+        b = NAME_mac2(u, q, b);
+        c = NAME_mac2(v, p, c);
+        d = NAME_mac2(v, q, d);
+        p = (v0 >> 8) & mask, q = (v1 >> 8) & mask, u = NAME_word(x0 + 4), v = NAME_word(x1 + 4);
+        a = NAME_mac2(u, p, a);
+        b = NAME_mac2(u, q, b);
+        c = NAME_mac2(v, p, c);
+        d = NAME_mac2(v, q, d);
+        p = (v0 >> 12) & mask, q = (v1 >> 12) & mask, u = NAME_word(x0 + 6), v = NAME_word(x1 + 6);
+        a = NAME_mac2(u, p, a);
+        b = NAME_mac2(u, q, b);
+        c = NAME_mac2(v, p, c);
+        d = NAME_mac2(v, q, d);
+    }
+#else
+    for (int32_t k = 0; k < n; k += 2) {
+        const uint32_t v0 = w0[k >> 1], v1 = w1[k >> 1];
+        a += NAME_pair(x0 + k, v0);
+        b += NAME_pair(x0 + k, v1);
+        c += NAME_pair(x1 + k, v0);
+        d += NAME_pair(x1 + k, v1);
+    }
+#endif
+    sum[0] = a;
+    sum[1] = b;
+    sum[2] = c;
+    sum[3] = d;
+}
+
+NAME_APART static void NAME_dot14_4(const int16_t *x, const uint8_t *const *w, int32_t n, int32_t *sum)
+{
+    const uint8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
+#if defined(NAME_MVE)
+    for (int32_t k = 0; k < n; k += 16, x += 16) {
+        const mve_pred16_t p = vctp16q((uint32_t)(n - k) >> 1);
+        const int16x8_t u = vldrhq_s16(x), z = vldrhq_s16(x + 8);
+        const uint16x8_t mask = vdupq_n_u16(15);
+        uint16x8_t v = vldrbq_z_u16(w0 + k / 2, p);
+        a = vmladavaq_p_s16(a, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
+        a = vmladavaq_p_s16(a, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
+        v = vldrbq_z_u16(w1 + k / 2, p);
+        b = vmladavaq_p_s16(b, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
+        b = vmladavaq_p_s16(b, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
+        v = vldrbq_z_u16(w2 + k / 2, p);
+        c = vmladavaq_p_s16(c, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
+        c = vmladavaq_p_s16(c, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
+        v = vldrbq_z_u16(w3 + k / 2, p);
+        d = vmladavaq_p_s16(d, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
+        d = vmladavaq_p_s16(d, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
+    }
+#elif defined(NAME_DSP)
+    const uint32_t mask = 0x000f000fu;
+    for (int32_t k = 0; k < n; k += 8, x += 8, w0 += 4, w1 += 4, w2 += 4, w3 += 4) {
+        const uint32_t u0 = NAME_word(x), u1 = NAME_word(x + 2), u2 = NAME_word(x + 4), u3 = NAME_word(x + 6);
+        uint32_t v = NAME_word(w0);
+        a = NAME_mac2(u1, (v >> 4) & mask, NAME_mac2(u0, v & mask, a));
+        a = NAME_mac2(u3, (v >> 12) & mask, NAME_mac2(u2, (v >> 8) & mask, a));
+        v = NAME_word(w1);
+        b = NAME_mac2(u1, (v >> 4) & mask, NAME_mac2(u0, v & mask, b));
+        b = NAME_mac2(u3, (v >> 12) & mask, NAME_mac2(u2, (v >> 8) & mask, b));
+        v = NAME_word(w2);
+        c = NAME_mac2(u1, (v >> 4) & mask, NAME_mac2(u0, v & mask, c));
+        c = NAME_mac2(u3, (v >> 12) & mask, NAME_mac2(u2, (v >> 8) & mask, c));
+        v = NAME_word(w3);
+        d = NAME_mac2(u1, (v >> 4) & mask, NAME_mac2(u0, v & mask, d));
+        d = NAME_mac2(u3, (v >> 12) & mask, NAME_mac2(u2, (v >> 8) & mask, d));
+    }
+#else
+    for (int32_t k = 0; k < n; k += 2) {
+        a += NAME_pair(x + k, w0[k >> 1]);
+        b += NAME_pair(x + k, w1[k >> 1]);
+        c += NAME_pair(x + k, w2[k >> 1]);
+        d += NAME_pair(x + k, w3[k >> 1]);
+    }
+#endif
+    sum[0] = a;
+    sum[1] = b;
+    sum[2] = c;
+    sum[3] = d;
+}
+
+void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
+{
+    const NAME_layer own = *layer; /* to a compiler, a stored byte may change what layer points to */
+    const int32_t n = NAME_PADDED(own.inner), outputs = own.outputs;
+    const int32_t tile = rows == 2 ? 2 : 4;
+    const uint8_t *codes = (const uint8_t *)own.codes;
+    for (int32_t j = 0; j < outputs; j += tile) {
+        int32_t sum[4];
+        const uint8_t *w[4];
+        for (int32_t t = 0; t < tile; t++) {
+            const int32_t channel = j + t < outputs ? j + t : outputs - 1;
+            w[t] = codes + (size_t)channel * (size_t)(n / 2);
+            sum[t] = own.bias[channel] + base[0];
+            if (rows == 2) {
+                sum[t + 2] = own.bias[channel] + base[1];
+            }
+        }
+        if (rows == 2) {
+            NAME_dot22_4(x, x + NAME_ROOM(own.inner), w[0], w[1], n, sum);
+        } else {
+            NAME_dot14_4(x, w, n, sum);
+        }
+        for (int32_t t = 0; t < tile && j + t < outputs; t++) {
+            NAME_finish(sum + t, rows, j + t, &own, y, at);
+        }
+    }
+}
+

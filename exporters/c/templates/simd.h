@@ -1,0 +1,89 @@
+#if defined(NAME_MVE)
+#include <arm_mve.h>
+#endif
+
+#if defined(NAME_DSP)
+#define NAME_ALIGNED(p) __builtin_assume_aligned(p, 8)
+
+static inline uint32_t NAME_word(const void *p)
+{
+    uint32_t word;
+    memcpy(&word, p, 4);
+    return word;
+}
+
+static inline uint32_t NAME_even(uint32_t bytes)
+{
+    uint32_t pair;
+    __asm__("sxtb16 %0, %1" : "=r"(pair) : "r"(bytes));
+    return pair;
+}
+
+static inline uint32_t NAME_odd(uint32_t bytes)
+{
+    uint32_t pair;
+    __asm__("sxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(bytes));
+    return pair;
+}
+
+static inline uint32_t NAME_minus(uint32_t pair, uint32_t zeros)
+{
+    uint32_t result;
+    __asm__("ssub16 %0, %1, %2" : "=r"(result) : "r"(pair), "r"(zeros));
+    return result;
+}
+
+static inline int32_t NAME_mac2(uint32_t a, uint32_t b, int32_t sum)
+{
+    int32_t result;
+    __asm__("smlad %0, %1, %2, %3" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+    return result;
+}
+
+/* Halves that lie at the same end of both words. */
+static inline uint32_t NAME_low_halves(uint32_t a, uint32_t b)
+{
+    return (a & 0xffffu) | (b << 16);
+}
+
+static inline uint32_t NAME_high_halves(uint32_t a, uint32_t b)
+{
+    return (a >> 16) | (b & 0xffff0000u);
+}
+
+static inline int32_t NAME_mac_low(uint32_t a, uint32_t b, int32_t sum)
+{
+    int32_t result;
+    __asm__("smlabb %0, %1, %2, %3" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+    return result;
+}
+
+static inline int32_t NAME_mac_high(uint32_t a, uint32_t b, int32_t sum)
+{
+    int32_t result;
+    __asm__("smlatt %0, %1, %2, %3" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+    return result;
+}
+#endif
+
+/* Sums of some rows at one channel to codes. */
+static inline void NAME_finish(
+    const int32_t *sum, int32_t rows, int32_t channel, const NAME_layer *layer, void *y, int32_t at)
+{
+    const int32_t index = channel * layer->scaling.step, left = layer->scaling.left;
+    const int32_t multiplier = layer->scaling.multiplier[index], shift = layer->scaling.shift[index];
+    const int32_t zero = layer->grid.zero, low = layer->grid.low, high = layer->grid.high, wide = layer->grid.wide;
+    const int32_t outputs = layer->outputs;
+    at += channel;
+    for (int32_t r = 0; r < rows; r++, at += outputs) {
+        int32_t code = NAME_scale(sum[2 * r] * ((int32_t)1 << left), multiplier, shift) + zero;
+        code = code < low ? low : code;
+        code = code > high ? high : code;
+        if (wide) {
+            ((int16_t *)y)[at] = (int16_t)code;
+        } else {
+            ((int8_t *)y)[at] = (int8_t)code;
+        }
+    }
+}
+
