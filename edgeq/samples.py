@@ -123,7 +123,7 @@ def open_labelled(config: ExportConfig, adapter: ModelAdapter, samples: Samples)
     """
     if config.data is None:
         return None
-    source = adapter.open(config.data, "evaluation")
+    source = adapter.open(config.data, "evaluation").for_classes(adapter.loaded.classes)
     if any(item.label is None for item in source.items):
         raise DataError(
             f"{config.data} carries no labels",
