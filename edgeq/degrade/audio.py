@@ -30,8 +30,8 @@ def speech_noise(speech: Recording, snr_db: float, random: np.random.Generator) 
 def reverberation(speech: Recording, seconds: float, random: np.random.Generator) -> Recording:
     """A room of reverberation time `seconds` (RT60): direct sound and an exponential tail.
 
-    The tail is white noise that falls by 60 dB in `seconds` (Polack's model), from 2 ms after the direct sound on. As in
-    one room at one distance its energy grows with `seconds`; at 0.4 s it is that of the direct sound.
+    The tail is white noise that falls by 60 dB in `seconds` (Polack's model), from 2 ms after the direct sound on. As
+    in one room at one distance its energy grows with `seconds`; at 0.4 s it is that of the direct sound.
     """
     count = max(1, int(seconds * RATE))
     tail = random.normal(size=count) * 10 ** (-3 * np.arange(count) / count)

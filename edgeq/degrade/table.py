@@ -43,9 +43,14 @@ SETS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
     {
         "all": tuple(d.name for d in _ALL if not d.source),
         "qrid": tuple(d.name for d in _ALL if d.source == QRID),
+        "mix": (*(d.name for d in _ALL if d.source == QRID), "white", "babble", "reverb", "clip"),
     }
 )
-"""`all`: everything with five severities. `qrid`: the seven of that study, each at its own level."""
+"""`all`: everything with five severities. `qrid`: the seven of that study, each at its own level. `mix`: what
+calibration samples are mixed with, the same seven for images."""
+
+MIX_SEVERITIES = (1, 2, 3)
+"""Of what calibration samples are mixed with, where no severity is named."""
 
 
 def parse_conditions(text: str, severities: Sequence[int], kind: Kind) -> tuple[Condition, ...]:
