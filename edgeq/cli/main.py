@@ -27,6 +27,7 @@ from edgeq.cli import (
     inspect,
     methods,
     models,
+    report,
     reproduce,
     validate,
 )
@@ -80,6 +81,7 @@ for _command in (
     export.export,
     validate.validate,
     compare.compare,
+    report.report,
     inspect.inspect,
     reproduce.reproduce,
     models.models,
