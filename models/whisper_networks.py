@@ -131,15 +131,28 @@ class Encoder(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.cross = nn.ModuleList(Projections(width, dims.n_text_head) for _ in range(dims.n_text_layer))
 
-    def forward(self, mel: Tensor) -> tuple[Tensor, ...]:
-        """Log-mel spectrogram `(1, mels, 1, 3000)` to keys and values of each layer of the decoder, alternating."""
+    def forward(self, mel: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Encode a window.
+
+        Args:
+            mel: Log-mel spectrogram `(1, mels, 1, 3000)`.
+            positions: int32 `(1500,)`, from 0 on; an input, because a table of constants that is picked from can be
+                stored in integers, and one that is added cannot.
+
+        Returns:
+            Keys and values of each layer of the decoder's cross attention, alternating.
+        """
         x = nn.functional.gelu(self.conv1(mel))
         x = nn.functional.gelu(self.conv2(x))
-        x = x.squeeze(2).transpose(1, 2) + self.positional_embedding
+        x = x.squeeze(2).transpose(1, 2) + nn.functional.embedding(positions, self.positional_embedding)
         for block in self.blocks:
             x = block(x)
         x = self.ln_post(x)
         return tuple(tensor for layer in self.cross for tensor in layer(x))
+
+    def example(self, dims: Dimensions) -> tuple[Tensor, ...]:
+        """Inputs of the right shapes."""
+        return torch.zeros(1, dims.n_mels, 1, FRAMES), torch.arange(dims.n_audio_ctx, dtype=torch.int32)
 
 
 class DecoderBlock(nn.Module):
@@ -192,7 +205,7 @@ class Decoder(nn.Module):
         """
         count = 2 * len(self.blocks)
         cache, cross = past[:count], past[count:]
-        x = self.token_embedding(token) + self.positional_embedding.index_select(0, position)
+        x = self.token_embedding(token) + nn.functional.embedding(position, self.positional_embedding)
         x, new = x[None], []
         for i, block in enumerate(self.blocks):
             pair = slice(2 * i, 2 * i + 2)

@@ -42,7 +42,7 @@ SETTINGS = "speech.json"
 Network = Callable[..., Sequence[Any]]
 
 
-class AudioError(Exception):
+class Unusable(Exception):
     """A recording that cannot be used, or a package that is needed to read it."""
 
     def __init__(self, message: str, hint: str, package: bool = False) -> None:
@@ -82,8 +82,10 @@ class Settings:
     @classmethod
     def read(cls, path: Path) -> Settings:
         """Read what `write` has written."""
-        data = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(path.read_bytes()).items()}
-        return cls(**{**data, "tokens": tuple(base64.b64decode(t) for t in data["tokens"])})
+        data: dict[str, Any] = json.loads(path.read_bytes())
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        values["tokens"] = tuple(base64.b64decode(t) for t in data["tokens"])
+        return cls(**values)
 
     def write(self, path: Path) -> None:
         """Write as JSON, tokens in base64."""
@@ -161,7 +163,7 @@ class Transcriber:
 
     Args:
         settings: Of the checkpoint.
-        encoder: Log-mel spectrogram `(1, mels, 1, 3000)` to keys and values of the decoder's cross attention.
+        encoder: Log-mel spectrogram `(1, mels, 1, 3000)` and positions to what the decoder's cross attention reads.
         decoder: Token, position, mask, cached tensors, the encoder's results, to logits and what to cache.
     """
 
@@ -174,7 +176,7 @@ class Transcriber:
         """The text of a recording: float32 `(n,)` at 16 kHz."""
         kept = []
         for index, window in enumerate(windows(samples)):
-            cross = self.encoder(log_mel(window, self.settings.mels))
+            cross = self.encoder(*encoder_inputs(window, self.settings.mels))
             kept.append(self.window(cross, [seed, index]))
         said = [w.text for w in kept if not w.silent]
         return Transcript(" ".join(t for t in said if t), tuple(kept), len(samples) / RATE)
@@ -266,13 +268,18 @@ def windows(samples: Any) -> list[Any]:
     return [*pieces, samples]
 
 
+def encoder_inputs(samples: Any, mels: int) -> tuple[Any, Any]:
+    """What the encoder reads for at most 30 s: spectrogram `(1, mels, 1, 3000)`, positions int32 `(1500,)`."""
+    return log_mel(samples, mels), np.arange(WINDOW // HOP // 2, dtype=np.int32)
+
+
 def log_mel(samples: Any, mels: int) -> Any:
     """Log-mel spectrogram `(1, mels, 1, 3000)` of at most 30 s at 16 kHz, in float64 up to the last rounding."""
     padded = np.zeros(WINDOW + FFT)
     padded[FFT // 2 : FFT // 2 + len(samples)] = samples
     padded[: FFT // 2] = padded[FFT : FFT // 2 : -1]
     padded[-FFT // 2 :] = padded[-FFT // 2 - 2 : -FFT - 2 : -1]
-    frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[: WINDOW : HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[:WINDOW:HOP]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)
     power = np.abs(np.fft.rfft(frames * hann)) ** 2
     bands = np.log10(np.maximum(mel_filters(mels) @ power.T, 1e-10))
@@ -299,16 +306,16 @@ def read_audio(data: bytes) -> Any:
     """An encoded recording as float32 `(n,)` at 16 kHz; channels are averaged.
 
     Raises:
-        AudioError: It cannot be used, or a package is needed to read it.
+        Unusable: It cannot be used, or a package is needed to read it.
     """
     samples, rate = _pcm(data) or _decoded(data)
     if len(samples) == 0:
-        raise AudioError("holds no samples", "remove it")
+        raise Unusable("holds no samples", "remove it")
     if len(samples) > MOST_HOURS * 3600 * rate:
-        raise AudioError(f"is longer than {MOST_HOURS} hours", "cut it into pieces")
+        raise Unusable(f"is longer than {MOST_HOURS} hours", "cut it into pieces")
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
-        raise AudioError("holds NaN or infinity", "record or convert it again")
+        raise Unusable("holds NaN or infinity", "record or convert it again")
     return np.ascontiguousarray(_at_16_khz(mono, rate), dtype=np.float32)
 
 
@@ -332,23 +339,23 @@ def _decoded(data: bytes) -> Any:
         import soundfile
     except ImportError as error:
         hint = "pip install soundfile, or give 16-bit WAV"
-        raise AudioError("is no 16-bit WAV file, and soundfile is absent", hint, package=True) from error
+        raise Unusable("is no 16-bit WAV file, and soundfile is absent", hint, package=True) from error
     try:
         return soundfile.read(io.BytesIO(data), dtype="float64", always_2d=True)
     except Exception as error:  # the library has errors of several kinds
-        raise AudioError(f"is not a recording that can be read: {error}", "convert it to WAV or FLAC") from error
+        raise Unusable(f"is not a recording that can be read: {error}", "convert it to WAV or FLAC") from error
 
 
 def _at_16_khz(samples: Any, rate: int) -> Any:
     if rate == RATE:
         return samples
     if not 1000 <= rate <= 768000:
-        raise AudioError(f"has {rate} samples a second", "convert it to 16 kHz")
+        raise Unusable(f"has {rate} samples a second", "convert it to 16 kHz")
     try:
         from scipy.signal import resample_poly
     except ImportError as error:
         hint = f"pip install scipy, or convert it: ffmpeg -i FILE -ar {RATE} -ac 1 OUT.wav"
-        raise AudioError(f"has {rate} samples a second, and scipy is absent", hint, package=True) from error
+        raise Unusable(f"has {rate} samples a second, and scipy is absent", hint, package=True) from error
     shared = math.gcd(rate, RATE)
     return resample_poly(samples, RATE // shared, rate // shared)
 
@@ -362,7 +369,7 @@ def run_file(path: Path, networks: Mapping[str, Network], folder: Path) -> dict[
         folder: Where the settings are.
 
     Raises:
-        AudioError: The recording cannot be used.
+        Unusable: The recording cannot be used.
         OSError: It cannot be read.
     """
     samples = read_audio(path.read_bytes())

@@ -7,8 +7,8 @@ say nothing about photos or speech.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -60,6 +60,10 @@ class Source(Generic[Sample]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def subset(self, kept: Sequence[int]) -> Source[Sample]:
+        """The items at some indices, in that order."""
+        return replace(self, items=tuple(self.items[i] for i in kept), fetch=lambda index: self.fetch(kept[index]))
 
     def read(self, index: int) -> Sample:
         """Item `index`, decoded.

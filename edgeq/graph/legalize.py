@@ -293,11 +293,15 @@ def _pick_codes(graph: fx.GraphModule, node: fx.Node, qparams: QParams, attribut
         if rows.meta["val"].dim() != 1:
             rows = graph.graph.call_function(aten.reshape.default, (rows, [-1]))
         codes, scales = graph.graph.get_attr(f"{stem}_codes"), graph.graph.get_attr(f"{stem}_rows")
-        picked: list[Any] = [graph.graph.call_function(aten.index_select.default, (t, 0, rows)) for t in (codes, scales)]
+        picked: list[Any] = [
+            graph.graph.call_function(aten.index_select.default, (t, 0, rows)) for t in (codes, scales)
+        ]
         picked[0] = graph.graph.call_function(aten._to_copy.default, (picked[0],), {"dtype": torch.float32})
         if len(shape) != 2:
             wanted = (shape, [*shape[:-1], 1])
-            picked = [graph.graph.call_function(aten.reshape.default, (p, s)) for p, s in zip(picked, wanted, strict=True)]
+            picked = [
+                graph.graph.call_function(aten.reshape.default, (p, s)) for p, s in zip(picked, wanted, strict=True)
+            ]
     node.target, node.args, node.kwargs = aten.mul.Tensor, tuple(picked), {}
 
 
