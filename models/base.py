@@ -24,6 +24,9 @@ Networks: TypeAlias = Mapping[str, Callable[..., Sequence[Any]]]
 FILE_SUFFIXES = (".onnx", ".pt", ".pth", ".safetensors", ".pt2")
 
 
+FLOOR_DB = 20.0
+
+
 @dataclass(frozen=True)
 class ModelRequest:
     """Which model, as the user named it.
@@ -55,6 +58,7 @@ class LoadedModel:
         classes: Class names of a classifier that knows them.
         source: Description of the origin for the manifest (file name, never a path).
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
+        floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
     """
 
     name: str
@@ -68,6 +72,7 @@ class LoadedModel:
     classes: tuple[str, ...] | None
     source: str
     import_error: float | None = None
+    floor_db: float = FLOOR_DB
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ from edgeq.models.whisper_text import Heard, compare_texts, same_text, settings_
 Samples = NDArray[np.float32]
 Arrays = tuple[NDArray[Any], ...]
 
+FLOOR_DB = 10.0
+"""8-bit weights alone leave 20 dB of the logits, of which most is common to all tokens and no word depends on it."""
+
 RESAMPLES = 2000
 METRIC = Metric("WER", "%", word_error_rate, higher_is_better=False, alike=same_text, resamples=RESAMPLES)
 
@@ -159,6 +162,7 @@ def load_whisper(request: ModelRequest) -> WhisperAdapter:
             weights_sha256=digest,
             classes=None,
             source=request.path.name if request.path else "",
+            floor_db=FLOOR_DB,
         )
 
     first = EncoderPart(loaded("encoder", encoder, ("mel", "positions"), cross), dims.n_mels)

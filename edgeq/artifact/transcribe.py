@@ -343,7 +343,8 @@ def _decoded(data: bytes) -> Any:
     try:
         return soundfile.read(io.BytesIO(data), dtype="float64", always_2d=True)
     except Exception as error:  # the library has errors of several kinds
-        raise Unusable(f"is not a recording that can be read: {error}", "convert it to WAV or FLAC") from error
+        reason = str(error).rpartition(": ")[2]  # what comes before names an object of Python
+        raise Unusable(f"is not a recording that can be read: {reason}", "convert it to WAV or FLAC") from error
 
 
 def _at_16_khz(samples: Any, rate: int) -> Any:
