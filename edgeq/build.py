@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from edgeq import candidate as candidates
-from edgeq.cache import cache_key, calibration_key, work_folder
+from edgeq.cache import cache_key, work_folder
 from edgeq.candidate import Candidate, Learn
 from edgeq.config_keys import MIXED
 from edgeq.errors import UsageError
@@ -21,7 +21,7 @@ from edgeq.graph.placement import Placement
 from edgeq.graph.solve import Rounding
 from edgeq.graph.widths import NARROW, WidthChoice, choose_widths, prediction_loss, relative_error, weight_losses
 from edgeq.recipe import Recipe, width_problem
-from edgeq.session import SOLVED, Fitted, Session, Stages, batches_of, recipe_of, schemes
+from edgeq.session import SOLVED, Fitted, Session, Stages, batches_of, data_key, recipe_of, schemes
 
 TRIED = 16  # calibration samples that widths are tried on
 OTHER_WORK = "EQ-U284"
@@ -142,7 +142,5 @@ def _learning(session: Session, scheme: str, stages: Stages) -> Learn | None:
 
 def _key(session: Session, graph: fx.GraphModule, *parts: object) -> str:
     """Hash of graph, data and `parts`."""
-    items = [item.sha256 for item in session.samples.calibration_items]
-    base = calibration_key(graph, [], items, session.adapter.loaded.preprocess)
     degraded = [c.name for c in session.samples.conditions]
-    return cache_key(base, degraded, session.samples.seed if degraded else 0, *parts)
+    return cache_key(data_key(session, graph, []), degraded, session.samples.seed if degraded else 0, *parts)

@@ -73,7 +73,9 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def calibration_key(graph: fx.GraphModule, tensors: Sequence[str], items: Sequence[str], preprocess: Preprocess) -> str:
+def calibration_key(
+    graph: fx.GraphModule, tensors: Sequence[str], items: Sequence[str], preprocess: Preprocess | None
+) -> str:
     """The `cache_key` of everything that `edgeq.quant.calibrate` depends on.
 
     The weights enter as the values of every constant in the graph, not as the hash of the file they came from: a
@@ -83,7 +85,7 @@ def calibration_key(graph: fx.GraphModule, tensors: Sequence[str], items: Sequen
         graph: The float graph that is calibrated.
         tensors: Names of the watched tensors; their order does not matter.
         items: SHA-256 of each calibration item, in order.
-        preprocess: How an item becomes an input.
+        preprocess: How an item becomes an input; None where `items` say that, too.
     """
     constants: dict[str, list[object]] = {}
     for node in graph.graph.nodes:
@@ -91,7 +93,9 @@ def calibration_key(graph: fx.GraphModule, tensors: Sequence[str], items: Sequen
             value = operator.attrgetter(str(node.target))(graph).detach().cpu().contiguous()
             digest = hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy()).hexdigest()
             constants[str(node.target)] = [str(value.dtype), list(value.shape), digest]
-    return cache_key(str(graph.graph), graph.code, constants, sorted(tensors), list(items), asdict(preprocess))
+    return cache_key(
+        str(graph.graph), graph.code, constants, sorted(tensors), list(items), preprocess and asdict(preprocess)
+    )
 
 
 def cache_dir() -> Path:

@@ -167,7 +167,8 @@ def build(
 
 def example_of(graph: fx.GraphModule) -> tuple[torch.Tensor, ...]:
     """Zero inputs of the shapes that `graph` was captured with."""
-    return tuple(torch.zeros(n.meta["val"].shape) for n in graph.graph.nodes if n.op == "placeholder")
+    inputs = [n.meta["val"] for n in graph.graph.nodes if n.op == "placeholder"]
+    return tuple(torch.zeros(x.shape, dtype=x.dtype) for x in inputs)
 
 
 def measure_fidelity(

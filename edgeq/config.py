@@ -55,7 +55,7 @@ class ExportConfig:
         out: Folder of the artifact; None means `out/MODEL-DEVICE`.
         exist: What to do when `out` exists.
         dry_run: Decide and report, write nothing.
-        min_sqnr_db: Floor of the median fidelity to float in dB.
+        min_sqnr_db: Floor of the median fidelity to float in dB; None for what the family knows to be enough.
         max_drop: Largest accepted drop of the metric in points, where `data` is given.
         force: Ship although a gate failed.
         compare: Other quantizers to show beside, separated by commas.
@@ -87,7 +87,7 @@ class ExportConfig:
     out: Path | None = None
     exist: Literal["fail", "replace"] = "fail"
     dry_run: bool = False
-    min_sqnr_db: float = 20.0
+    min_sqnr_db: float | None = None
     max_drop: float = 0.5
     force: bool = False
     compare: str | None = None

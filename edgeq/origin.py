@@ -10,7 +10,7 @@ from edgeq.artifact import Manifest
 from edgeq.config import ExportConfig
 from edgeq.errors import ModelError
 from edgeq.models import load_model
-from edgeq.models.base import ModelAdapter, parse_model
+from edgeq.models.base import Composite, LoadedModel, ModelAdapter, parse_model, parts_of
 
 
 def recorded_config(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | None]) -> ExportConfig:
@@ -34,7 +34,7 @@ def recorded_config(manifest: Manifest, folder: Path, inputs: Mapping[str, Path 
     return ExportConfig.from_dict(values)
 
 
-def float_model(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | None]) -> ModelAdapter:
+def float_model(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | None]) -> ModelAdapter | Composite:
     """The float model that a bundle was made from.
 
     Args:
@@ -46,18 +46,18 @@ def float_model(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | No
         ModelError: It is not found, cannot be loaded, or is another one.
     """
     config = recorded_config(manifest, folder, inputs)
-    adapter = load_model(parse_model(config.model, config.family, config.weights))
-    require_same_weights(manifest, adapter)
-    return adapter
+    model = load_model(parse_model(config.model, config.family, config.weights))
+    require_same_weights(manifest, next(iter(parts_of(model).values())).loaded)
+    return model
 
 
-def require_same_weights(manifest: Manifest, adapter: ModelAdapter) -> None:
+def require_same_weights(manifest: Manifest, loaded: LoadedModel) -> None:
     """Check that a model is the one that a bundle was made from.
 
     Raises:
         ModelError: EQ-M023 when it is another one.
     """
-    if adapter.loaded.weights_sha256 != manifest.weights_sha256:
+    if loaded.weights_sha256 != manifest.weights_sha256:
         raise ModelError(
             "the model is another one: its weights have a different hash",
             code="EQ-M023",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import fx
 from edgeq import candidate as candidates
 from edgeq.artifact import check_out, staged
 from edgeq.build import build_scheme
-from edgeq.bundle import BundleParts, write_bundle
+from edgeq.bundle import BundleParts, Choice, write_bundle
 from edgeq.candidate import Candidate
 from edgeq.compare import Comparison, Contender, Inputs, compare
 from edgeq.config import ExportConfig
@@ -23,12 +24,14 @@ from edgeq.config_keys import SUFFIXES
 from edgeq.devices.base import Target
 from edgeq.errors import GateError, UsageError
 from edgeq.exporters import get_exporter
+from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import Legalized
+from edgeq.models.base import FILE_SUFFIXES, parts_of
 from edgeq.peers import quantize_by_peers
 from edgeq.progress import Progress
 from edgeq.recipe import place_scheme, transform_graph
-from edgeq.samples import Evaluation, collect_samples, evaluate
-from edgeq.session import Session, Stages, batches_of, prepare, recipe_of, resolve, schemes
+from edgeq.samples import Evaluation, Samples, collect_samples, records_of, score
+from edgeq.session import Job, Session, Stages, batches_of, name_of, prepare, recipe_of, resolve, schemes
 
 SCRATCH = ".scratch"
 DRY_RUN_SAMPLES = 1
@@ -47,16 +50,14 @@ class ExportResult:
     Args:
         summary: The JSON contract `edgeq.export/1`.
         artifact: The bundle's folder.
-        shipped: The chosen candidate.
-        judged: All candidates, with the reasons against those that may not ship.
+        choice: What ships, and all candidates with the reasons against those that may not.
         target: Where it is meant to run.
         comparison: Float, shipped candidate and other quantizers side by side, with `--compare`.
     """
 
     summary: dict[str, Any]
     artifact: Path
-    shipped: Candidate
-    judged: tuple[Candidate, ...]
+    choice: Choice
     target: Target
     comparison: Comparison | None = None
 
@@ -78,17 +79,16 @@ def export(config: ExportConfig, command: Sequence[str], progress: Progress) -> 
     with staged(out, config.exist) as folder:
         scratch = folder / SCRATCH
         scratch.mkdir()
-        session = prepare(config, scratch, stages)
-        measured = build_all(session, scratch, stages)
-        shipped, judged, scored = choose(session, measured, stages)
-        rivals = compare_with_peers(session, shipped, scratch, stages) if config.compare else None
-        parts = BundleParts(config, session.adapter, session.target, session.samples, shipped, judged, scored, rivals)
+        job = prepare(config, scratch, stages)
+        measured = {name: build_all(s, scratch / name, stages.of(name)) for name, s in job.sessions.items()}
+        choice = choose(job, measured, stages)
+        rivals = compare_with_peers(job, choice.shipped[""], scratch, stages) if config.compare else None
         with stages.step("write"):
-            summary = write_bundle(folder, out, parts, session.float_path, command, stages.seconds)
+            summary = write_bundle(folder, out, BundleParts(job, choice, rivals), command, stages.seconds)
             shutil.rmtree(scratch)
     summary["seconds"] = dict(stages.seconds)
     summary["peak_mb"] = peak_mb()
-    return ExportResult(summary, out, shipped, judged, session.target, rivals)
+    return ExportResult(summary, out, choice, job.first.target, rivals)
 
 
 def build_all(session: Session, scratch: Path, stages: Stages) -> list[Candidate]:
@@ -121,9 +121,31 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
     check_out(config.out or default_out(config), config.exist)
     stages = Stages(progress)
     with stages.step("load"):
-        target, exporter, adapter = resolve(config)
-        samples = collect_samples(config, adapter)
+        target, exporter, model = resolve(config)
+        parts = parts_of(model)
+        samples = collect_samples(config, list(parts.values()))
+    plans = []
+    for (name, adapter), own in zip(parts.items(), samples, strict=True):
         graph = exporter.prepare(adapter.loaded.graph)
+        schemes_of = plan_schemes(config, target, exporter, graph, own)
+        plans += [{**plan, "network": name} if name else plan for plan in schemes_of]
+    return {
+        "schema": "edgeq.export/1",
+        "ok": True,
+        "dry_run": True,
+        "model": name_of(model),
+        "target": target.name,
+        "format": exporter.name,
+        "calibration_images": len(samples[0].calibration_items),
+        "held_out_images": len(samples[0].held_out),
+        "schemes": plans,
+    }
+
+
+def plan_schemes(
+    config: ExportConfig, target: Target, exporter: Exporter, graph: fx.GraphModule, samples: Samples
+) -> list[dict[str, Any]]:
+    """The operations of each scheme by mode on one network, and why the float ones are float."""
     plans = []
     graphs: dict[str, fx.GraphModule] = {}
     for scheme in schemes(config, target, exporter):
@@ -135,22 +157,13 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
         modes = Counter(f"{op.op} {op.mode}" for op in placement.ops.values())
         reasons = sorted({f"{op.op}: {op.reason}" for op in placement.ops.values() if op.reason})
         plans.append({"scheme": scheme, "ops": dict(sorted(modes.items())), "float_because": reasons})
-    return {
-        "schema": "edgeq.export/1",
-        "ok": True,
-        "dry_run": True,
-        "model": adapter.loaded.name,
-        "target": target.name,
-        "format": exporter.name,
-        "calibration_images": len(samples.calibration_items),
-        "held_out_images": len(samples.held_out),
-        "schemes": plans,
-    }
+    return plans
 
 
 def default_out(config: ExportConfig) -> Path:
     """`out/MODEL-DEVICE` under the current folder."""
-    name = Path(config.model).stem if Path(config.model).suffix else config.model.partition(":")[2] or config.model
+    is_file = config.model.lower().endswith(FILE_SUFFIXES)
+    name = Path(config.model).stem if is_file else config.model.partition(":")[2] or config.model
     return Path("out") / f"{name}-{config.device}"
 
 
@@ -167,35 +180,62 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
         candidate = candidates.measure_latency(
             candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
         )
-    return candidates.judge(candidate, session.config.min_sqnr_db, session.config.budget_kb)
+    floor = loaded.floor_db if session.config.min_sqnr_db is None else session.config.min_sqnr_db
+    return candidates.judge(candidate, floor, session.config.budget_kb)
 
 
-def choose(
-    session: Session, measured: list[Candidate], stages: Stages
-) -> tuple[Candidate, tuple[Candidate, ...], Evaluation | None]:
-    """The first of the ranked candidates that passes every gate; with `--force`, the first of all when none passes.
+def choose(job: Job, measured: Mapping[str, list[Candidate]], stages: Stages) -> Choice:
+    """The first combination of ranked candidates that passes every gate; with `--force`, the first when none passes.
+
+    A model of one network has combinations of one candidate.
+
+    Args:
+        job: The model and its data.
+        measured: Candidates by network.
+        stages: Takes the time.
 
     Raises:
         GateError: None passes.
     """
-    judged = {c.scheme: c for c in measured}
-    limit = session.config.max_drop
-    for candidate in ranked([c for c in measured if not c.rejected]):
-        scored = _evaluate(session, candidate, stages)
-        if scored is None or scored.drop <= limit:
-            return candidate, tuple(judged.values()), scored
-        reason = f"{scored.metric} falls by {scored.drop:.2f} points, more than --max-drop {limit:g}"
-        judged[candidate.scheme] = replace(candidate, rejected=(reason,))
-    if session.config.force:
-        best = ranked(list(judged.values()))[0]
-        return best, tuple(judged.values()), _evaluate(session, best, stages)
-    reasons = "; ".join(f"{c.scheme}: {', '.join(c.rejected)}" for c in judged.values())
+    judged = {name: {c.scheme: c for c in found} for name, found in measured.items()}
+    reference: list[Any] = []
+
+    def result(shipped: Mapping[str, Candidate], scored: Evaluation | None) -> Choice:
+        return Choice(shipped, {name: tuple(found.values()) for name, found in judged.items()}, scored)
+
+    missed = []
+    for shipped in combinations({name: [c for c in found if not c.rejected] for name, found in measured.items()}):
+        scored = _evaluate(job, shipped, reference, stages)
+        if scored is None or scored.drop <= job.config.max_drop:
+            return result(shipped, scored)
+        reason = f"{scored.metric} is {scored.drop:.2f} points worse, more than --max-drop {job.config.max_drop:g}"
+        missed.append(f"{_scheme_names(shipped)}: {reason}")
+        if len(shipped) == 1:
+            ((name, candidate),) = shipped.items()
+            judged[name][candidate.scheme] = replace(candidate, rejected=(reason,))
+    if job.config.force:
+        best = next(combinations({name: list(found.values()) for name, found in judged.items()}))
+        return result(best, _evaluate(job, best, reference, stages))
+    rejected = [(name, c) for name, found in judged.items() for c in found.values() if c.rejected]
+    reasons = [f"{name} {c.scheme}: {', '.join(c.rejected)}".strip() for name, c in rejected]
     raise GateError(
-        f"no candidate may ship. {reasons}",
+        f"no candidate may ship. {'; '.join(reasons + (missed if len(judged) > 1 else []))}",
         code="EQ-G001",
-        place=session.adapter.loaded.name,
-        hint="lower the floor (--min-sqnr-db, --max-drop), bring more --calib images, or insist with --force",
+        place=job.name,
+        hint="lower the floor (--min-sqnr-db, --max-drop), bring more --calib samples, or insist with --force",
     )
+
+
+def _scheme_names(shipped: Mapping[str, Candidate]) -> str:
+    return ", ".join(f"{name} {c.scheme}".strip() for name, c in shipped.items())
+
+
+def combinations(measured: Mapping[str, list[Candidate]]) -> Iterator[dict[str, Candidate]]:
+    """One candidate of each network, the best ranked of all first, then those with the fewest steps down."""
+    orders = [ranked(found) for found in measured.values()]
+    places = itertools.product(*(range(len(order)) for order in orders))
+    for place in sorted(places, key=lambda p: (sum(p), p)):
+        yield dict(zip(measured, (order[i] for order, i in zip(orders, place, strict=True)), strict=True))
 
 
 def ranked(measured: Sequence[Candidate]) -> list[Candidate]:
@@ -219,24 +259,25 @@ def _alike(fastest: Candidate, other: Candidate) -> bool:
     return other.latency.low <= fastest.latency.high or other.latency.ratio <= ALIKE * fastest.latency.ratio
 
 
-def _evaluate(session: Session, candidate: Candidate, stages: Stages) -> Evaluation | None:
-    """The task metric of float and candidate on labelled data, if there is any."""
-    if session.labelled is None:
+def _evaluate(job: Job, shipped: Mapping[str, Candidate], reference: list[Any], stages: Stages) -> Evaluation | None:
+    """The task metric of float and candidates on labelled data, if there is any; `reference` keeps what float gives."""
+    if job.labelled is None:
         return None
-    with stages.step(f"evaluate {candidate.scheme}") as advance:
-        return evaluate(
-            session.config,
-            session.adapter,
-            session.labelled,
-            session.float_path,
-            candidate.path,
-            session.threads,
-            advance,
-        )
+
+    def run(paths: Mapping[str, Path], title: str) -> list[Any]:
+        assert job.labelled is not None
+        with stages.step(f"evaluate {title}") as advance:
+            return records_of(job.config, job.model, job.labelled, paths, job.first.threads, advance)
+
+    if not reference:
+        reference += run({name: s.float_path for name, s in job.sessions.items()}, "float")
+    quantized = run({name: c.path for name, c in shipped.items()}, _scheme_names(shipped))
+    return score(job.model.metric, reference, quantized, seed=job.config.seed)
 
 
-def compare_with_peers(session: Session, shipped: Candidate, scratch: Path, stages: Stages) -> Comparison:
+def compare_with_peers(job: Job, shipped: Candidate, scratch: Path, stages: Stages) -> Comparison:
     """The float files, the shipped candidate and what other quantizers make of the same model and calibration data."""
+    session = job.first
     graph, own = session.adapter.loaded.graph, session.exporter.name
     floats = {own: Contender(f"float {own}", session.float_path)}
 
@@ -259,16 +300,17 @@ def compare_with_peers(session: Session, shipped: Candidate, scratch: Path, stag
     ours = Contender(f"edgeq {shipped.scheme}", shipped.path)
     return compare(
         (first, ours, *others, *peers),
-        _shared_inputs(session),
+        _shared_inputs(job),
         threads=session.threads,
         runs=session.config.runs,
         progress=stages.progress,
     )
 
 
-def _shared_inputs(session: Session) -> Inputs:
+def _shared_inputs(job: Job) -> Inputs:
     """The labelled items where there are any that top-1 can score, else those that fidelity is measured on."""
-    labelled, adapter = session.labelled, session.adapter
+    session, labelled = job.first, job.labelled
+    adapter = session.adapter
     if labelled is None or adapter.metric.name != "top1":
         held_out = session.samples.held_out
         return Inputs("held-out items", len(held_out), lambda i: held_out[i])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from edgeq.artifact import Artifact, Manifest, describe_files
 from edgeq.build import build_scheme
-from edgeq.bundle import BundleParts, write_artifact_files
-from edgeq.errors import DataError
+from edgeq.bundle import BundleParts, Choice, write_artifact_files
+from edgeq.errors import DataError, UsageError
 from edgeq.origin import recorded_config, require_same_weights
 from edgeq.progress import Progress
 from edgeq.session import Stages, prepare
@@ -50,17 +50,28 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
         DataError: The calibration images are not found, or are others.
     """
     manifest = Artifact.open(folder).manifest
+    if "network" in manifest.model:
+        raise UsageError(
+            f"{folder.name} is one network of a model",
+            code="EQ-U701",
+            place=str(folder),
+            hint=f"edgeq reproduce {folder.parent}",
+        )
     config = recorded_config(manifest, folder, inputs)
     stages = Stages(progress)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
-        session = prepare(config, Path(scratch), stages)
-        require_same_weights(manifest, session.adapter)
-        _require_same_items(manifest, [i.sha256 for i in session.samples.calibration_items])
-        candidate, _ = build_scheme(session, manifest.scheme, Path(scratch), stages)
+        job = prepare(config, Path(scratch), stages)
+        items = job.first.samples.calibration_items
+        require_same_weights(manifest, job.first.adapter.loaded)
+        _require_same_items(manifest, [i.sha256 for i in items])
+        shipped = {}
+        for name, session in job.sessions.items():
+            scheme = Artifact.open(folder / name).manifest.scheme
+            shipped[name] = build_scheme(session, scheme, Path(scratch) / name, stages.of(name))[0]
         rebuilt = Path(scratch) / "bundle"
         rebuilt.mkdir()
-        parts = BundleParts(config, session.adapter, session.target, session.samples, candidate, (candidate,), None)
-        write_artifact_files(rebuilt, parts)
+        judged = {name: (candidate,) for name, candidate in shipped.items()}
+        write_artifact_files(rebuilt, BundleParts(job, Choice(shipped, judged)))
         found = {f["path"]: f["sha256"] for f in describe_files(rebuilt)}
     recorded = {f["path"]: f["sha256"] for f in manifest.files}
     return Reproduction(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from edgeq.degrade import MIX_SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
 from edgeq.errors import DataError, UsageError
 from edgeq.metrics import bootstrap_totals
-from edgeq.models.base import Metric, ModelAdapter
+from edgeq.models.base import Composite, Metric, ModelAdapter, inputs_of, judge_sample
 
 HELD_OUT = 32
 
@@ -62,7 +62,7 @@ class Samples:
         return self.conditions[int(random.integers(len(self.conditions)))]
 
     def calibration(self, *, degraded: bool = False) -> Iterator[Arrays]:
-        """Network inputs of the calibration items, one at a time.
+        """Network inputs of the calibration items, one at a time; of every run where a network runs more than once.
 
         Args:
             degraded: Half of them as their `condition` leaves them.
@@ -70,7 +70,7 @@ class Samples:
         for index in self.calibration_index:
             sample = self.source.read(index)
             condition = self.condition(index) if degraded else None
-            yield self.adapter.inputs(sample if condition is None else condition.of(sample, self.seed, index))
+            yield from inputs_of(self.adapter, sample if condition is None else condition.of(sample, self.seed, index))
 
 
 @dataclass(frozen=True)
@@ -113,40 +113,59 @@ class Evaluation:
         }
 
 
-def collect_samples(config: ExportConfig, adapter: ModelAdapter) -> Samples:
-    """Calibration and held-out samples of `--calib`, or those that ship with the model.
+def collect_samples(config: ExportConfig, networks: Sequence[ModelAdapter]) -> list[Samples]:
+    """Calibration and held-out samples of `--calib`, or those that ship with the model, as each network reads them.
+
+    Where `--data` names the same place, calibration takes a quarter of it at most: the rest is there to be judged on.
 
     Raises:
         UsageError: The model ships none and `--calib` is missing.
         DataError: The folder cannot be used.
     """
-    path = config.calib or adapter.sample_file
+    first = networks[0]
+    path = config.calib or first.sample_file
     if path is None:
         raise UsageError(
-            f"{adapter.loaded.name} ships no calibration data",
+            f"{first.loaded.name} ships no calibration data",
             code="EQ-U017",
             hint="add --calib FOLDER with some 100 samples like those the device will meet",
         )
-    source = adapter.open(path, "calibration")
-    held_out = min(HELD_OUT, max(1, len(source) // 4))
-    chosen, kept = split(source, calibration=config.samples, holdout=held_out, seed=config.seed)
-    inputs = [adapter.inputs(source.read(i)) for i in kept]
+    source = first.open(path, "calibration")
+    quarter = max(1, len(source) // 4)
+    most = min(config.samples, quarter) if serves_both(config) else config.samples
+    chosen, kept = split(source, calibration=most, holdout=min(HELD_OUT, quarter), seed=config.seed)
     conditions: tuple[Condition, ...] = ()
     if config.degrade != "none":
         kind = kind_of(source.read(chosen[0]), source.place)
         conditions = parse_conditions(config.degrade, MIX_SEVERITIES, kind)
-    return Samples(source, adapter, chosen, kept, inputs, conditions, config.seed)
+    return [
+        Samples(source, network, chosen, kept, [network.inputs(source.read(i)) for i in kept], conditions, config.seed)
+        for network in networks
+    ]
 
 
-def open_labelled(config: ExportConfig, adapter: ModelAdapter, samples: Samples) -> Source[Any] | None:
+def serves_both(config: ExportConfig) -> bool:
+    """Whether one folder holds the calibration samples and the labelled ones."""
+    return (
+        None not in (config.calib, config.data)
+        and Path(config.calib or "").resolve() == Path(config.data or "").resolve()
+    )
+
+
+def open_labelled(config: ExportConfig, samples: Samples) -> Source[Any] | None:
     """The labelled items of `--data`, None without it; checked before any long work begins.
+
+    Where `--calib` names the same place, what calibration uses is left out.
 
     Raises:
         DataError: It cannot be read, has no labels, or holds items that calibration uses.
     """
     if config.data is None:
         return None
-    source = adapter.open(config.data, "evaluation").for_classes(adapter.loaded.classes)
+    source = samples.adapter.open(config.data, "evaluation").for_classes(samples.adapter.loaded.classes)
+    seen = {item.sha256 for item in samples.calibration_items}
+    if serves_both(config):
+        source = source.subset([i for i, item in enumerate(source.items) if item.sha256 not in seen])
     if any(item.label is None for item in source.items):
         raise DataError(
             f"{config.data} carries no labels",
@@ -154,38 +173,32 @@ def open_labelled(config: ExportConfig, adapter: ModelAdapter, samples: Samples)
             place=str(config.data),
             hint="one folder a class, or the packed .npz; without labels leave --data out",
         )
-    seen = {item.sha256 for item in samples.calibration_items}
     leaked = [item.id for item in source.items if item.sha256 in seen]
     if leaked:
         raise DataError(
             f"{len(leaked)} evaluation items were used for calibration, first {leaked[0]}",
             code="EQ-D021",
             place=str(config.data),
-            hint="give --calib other items than --data",
+            hint="give --calib other items than --data, or the same folder, which is then shared out",
         )
     return source
 
 
-def evaluate(
+def records_of(
     config: ExportConfig,
-    adapter: ModelAdapter,
+    model: ModelAdapter | Composite,
     source: Source[Any],
-    float_path: Path,
-    path: Path,
+    paths: Mapping[str, Path],
     threads: int,
     advance: Callable[[int], None],
-) -> Evaluation:
-    """Score the float file and the artifact on the items of `open_labelled`."""
-    count = min(len(source), config.limit) if config.limit else len(source)
-    reference, quantized = open_model(float_path, threads=threads), open_model(path, threads=threads)
-    records: tuple[list[Any], list[Any]] = [], []
-    for index in range(count):
-        sample, label = source.read(index), source.items[index].label
-        inputs = adapter.inputs(sample)
-        for model, noted in zip((reference, quantized), records, strict=True):
-            noted.append(adapter.judge(model.run(*inputs), sample, label))
+) -> list[Any]:
+    """What the metric needs to know of the items of `open_labelled`, from the files of the model's networks."""
+    networks = {name: open_model(path, threads=threads).run for name, path in paths.items()}
+    records = []
+    for index in range(min(len(source), config.limit or len(source))):
+        records.append(judge_sample(model, networks, source.read(index), source.items[index].label))
         advance(1)
-    return score(adapter.metric, *records, seed=config.seed)
+    return records
 
 
 def score(metric: Metric, reference: Sequence[Any], quantized: Sequence[Any], *, seed: int) -> Evaluation:

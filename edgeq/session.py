@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from edgeq.config import ExportConfig
 from edgeq.data import Source
 from edgeq.devices import get_target, open_model
 from edgeq.devices.base import Target
-from edgeq.errors import ModelError
+from edgeq.errors import ModelError, UsageError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import observed
 from edgeq.graph.transforms.transformer import Applied
-from edgeq.models import load_model
-from edgeq.models.base import ModelAdapter, parse_model
+from edgeq.models import load_any
+from edgeq.models.base import Composite, ModelAdapter, parse_model, parts_of
 from edgeq.progress import Progress
 from edgeq.quant.calibrator import calibrate
 from edgeq.quant.statistics import TensorStatistics
@@ -45,10 +45,16 @@ class Stages:
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
+    network: str = ""
+
+    def of(self, network: str) -> Stages:
+        """The same, with the name of a network before that of every stage."""
+        return replace(self, network=network)
 
     @contextmanager
     def step(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
         """Time a stage and show its progress."""
+        name = f"{self.network}: {name}" if self.network else name
         started = time.perf_counter()
         with self.progress.step(name, total) as advance:
             yield advance
@@ -72,7 +78,7 @@ class Fitted:
 
 @dataclass
 class Session:
-    """A loaded model with its data and its float reference, from which candidates are built."""
+    """A loaded network with its data and its float reference, from which candidates are built."""
 
     config: ExportConfig
     adapter: ModelAdapter
@@ -83,11 +89,42 @@ class Session:
     fitted: dict[str, Fitted]
     float_path: Path
     reference: list[Arrays]
-    labelled: Source[Any] | None
     threads: int
 
 
-def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter]:
+@dataclass(frozen=True)
+class Job:
+    """What an export works on: a model, the sessions of its networks, and the data that judges the whole.
+
+    Args:
+        config: What was asked for.
+        model: The model.
+        sessions: One a network, by its name, which is empty for the only one.
+        labelled: Items for the task metric, None without `--data`.
+    """
+
+    config: ExportConfig
+    model: ModelAdapter | Composite
+    sessions: Mapping[str, Session]
+    labelled: Source[Any] | None
+
+    @property
+    def first(self) -> Session:
+        """The session of the first network, or of the only one."""
+        return next(iter(self.sessions.values()))
+
+    @property
+    def name(self) -> str:
+        """Short name of the model."""
+        return name_of(self.model)
+
+
+def name_of(model: ModelAdapter | Composite) -> str:
+    """Short name of a model, for tables and messages."""
+    return model.name if isinstance(model, Composite) else model.loaded.name
+
+
+def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter | Composite]:
     """Target, exporter and model of a configuration; cheap questions first.
 
     Raises:
@@ -98,17 +135,55 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter]:
     exporter = get_exporter(target.format if config.format == "auto" else config.format)
     if config.scheme != "auto":
         exporter.config(config.scheme, recipe_of(config, config.scheme).precision)
-    adapter = load_model(parse_model(config.model, config.family, config.weights))
-    return target, exporter, adapter
+    model = load_any(parse_model(config.model, config.family, config.weights))
+    if isinstance(model, Composite):
+        require_simple(config, model)
+    return target, exporter, model
 
 
-def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Session:
-    """Load the model and its data, convert the float reference, calibrate what the schemes need."""
+def require_simple(config: ExportConfig, model: Composite) -> None:
+    """Refuse what is defined for one network only.
+
+    Raises:
+        UsageError: EQ-U700 naming the option.
+    """
+    asked = {name: getattr(config, name) for name in ("budget_kb", "budget_minutes", "learn_steps", "compare")}
+    names = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value]
+    if names:
+        raise UsageError(
+            f"{names[0]} is for models of one network; {model.name} has {', '.join(model.parts)}",
+            code="EQ-U700",
+            place=names[0],
+            hint=f"leave {names[0]} out",
+        )
+
+
+def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Job:
+    """Load the model and its data; of each network convert the float reference, calibrate what the schemes need."""
     torch.manual_seed(config.seed)
     with stages.step("load"):
-        target, exporter, adapter = resolve(config)
-        samples = collect_samples(config, adapter)
-        labelled = open_labelled(config, adapter, samples)
+        target, exporter, model = resolve(config)
+        parts = parts_of(model)
+        samples = {name: s for name, s in zip(parts, collect_samples(config, list(parts.values())), strict=True)}
+        labelled = open_labelled(config, next(iter(samples.values())))
+    sessions = {}
+    for name, adapter in parts.items():
+        folder = scratch / name
+        folder.mkdir(exist_ok=True)
+        sessions[name] = open_session(config, (target, exporter), adapter, samples[name], folder, stages.of(name))
+    return Job(config, model, sessions, labelled)
+
+
+def open_session(
+    config: ExportConfig,
+    backend: tuple[Target, Exporter],
+    adapter: ModelAdapter,
+    samples: Samples,
+    scratch: Path,
+    stages: Stages,
+) -> Session:
+    """Convert the float reference of a network, and calibrate what the schemes need."""
+    target, exporter = backend
     with stages.step("convert float"):
         float_path = scratch / f"float-{exporter.file_name}"
         graph = adapter.loaded.graph
@@ -116,17 +191,7 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Session:
         threads = config.threads or target_threads(target)
         reference = float_outputs(adapter, float_path, samples, threads)
     session = Session(
-        config,
-        adapter,
-        target,
-        exporter,
-        exporter.prepare(graph),
-        samples,
-        {},
-        float_path,
-        reference,
-        labelled,
-        threads,
+        config, adapter, target, exporter, exporter.prepare(graph), samples, {}, float_path, reference, threads
     )
     fit_all(session, stages)
     return session
@@ -225,13 +290,21 @@ def observe(
         names.update(observed(graph, place_scheme(graph, session.exporter, scheme, precision)[1]))
     if not names:
         return {}
-    items = [item.sha256 for item in session.samples.calibration_items]
-    key = calibration_key(graph, sorted(names), items, session.adapter.loaded.preprocess)
+    key = data_key(session, graph, sorted(names))
     cached = load(key)
     if cached is not None:
         stages.progress.say("calibration statistics taken from the cache: same weights, data and configuration")
         return cached
-    with stages.step("calibrate", len(items)) as advance:
+    with stages.step("calibrate") as advance:
         statistics = calibrate(graph, sorted(names), batches_of(session.samples)(), progress=advance)
     store(key, statistics)
     return statistics
+
+
+def data_key(session: Session, graph: fx.GraphModule, names: Sequence[str]) -> str:
+    """Hash of a graph and of everything that its calibration inputs are made from."""
+    items = [item.sha256 for item in session.samples.calibration_items]
+    loaded = session.adapter.loaded
+    if loaded.preprocess is None:  # inputs may come from another network of the checkpoint
+        items.append(loaded.weights_sha256)
+    return calibration_key(graph, names, items, loaded.preprocess)

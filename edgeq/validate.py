@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from edgeq.devices import open_model
 from edgeq.errors import ModelError, UsageError
 from edgeq.journal import Journal
 from edgeq.metrics import bootstrap, bootstrap_totals, sqnr_db
-from edgeq.models.base import Metric, ModelAdapter
+from edgeq.models.base import Composite, Metric, ModelAdapter, Networks, judge_sample, parts_of
 from edgeq.origin import float_model
 from edgeq.progress import Progress
 
@@ -199,12 +200,20 @@ def validate(
     """
     artifact = Artifact.open(folder)
     artifact.verify_files()
+    if "network" in artifact.manifest.model:
+        raise UsageError(
+            f"{folder.name} is one network of a model",
+            code="EQ-U754",
+            place=str(folder),
+            hint=f"edgeq validate {folder.parent} --data PATH",
+        )
     with progress.step("load"):
-        adapter = float_model(artifact.manifest, artifact.folder, inputs)
-        source = adapter.open(request.data, "evaluation").for_classes(adapter.loaded.classes)
+        model = float_model(artifact.manifest, artifact.folder, inputs)
+        first = next(iter(parts_of(model).values()))
+        source = first.open(request.data, "evaluation").for_classes(first.loaded.classes)
         count = min(len(source), request.limit or len(source))
         conditions = _conditions(request, source)
-        probe = Probe(adapter, source, artifact.model_file, request)
+        probe = Probe(model, source, artifact, request)
         _require_judgeable(request, probe.labelled)
     journal = _journal(artifact, source, count, request)
     names = [CLEAN, *(c.name for c in conditions)]
@@ -216,12 +225,12 @@ def validate(
                 advance(1)
     with progress.step("intervals", len(conditions)) as advance:
         records = {name: [journal[name, i] for i in range(count)] for name in names}
-        clean = _outcome(adapter.metric, source, None, records[CLEAN], None, request, probe.labelled)
+        clean = _outcome(model.metric, source, None, records[CLEAN], None, request, probe.labelled)
         outcomes = [clean]
         for condition in conditions:
             outcomes.append(
                 _outcome(
-                    adapter.metric,
+                    model.metric,
                     source,
                     condition,
                     records[condition.name],
@@ -231,7 +240,7 @@ def validate(
                 )
             )
             advance(1)
-    metric = adapter.metric if probe.labelled else Metric(FIDELITY, "dB")
+    metric = model.metric if probe.labelled else Metric(FIDELITY, "dB")
     result = Validation(folder, metric.name, metric.unit, metric.higher_is_better, count, tuple(outcomes), request)
     return _gated(result)
 
@@ -241,22 +250,37 @@ class Probe:
     """Float model and artifact, asked about one item under one condition.
 
     Args:
-        adapter: The family, with the float graph.
+        model: The family, with the float graphs.
         source: Samples.
-        model_file: The artifact's model.
+        artifact: The bundle.
         request: Seed and threads.
+
+    Raises:
+        UsageError: EQ-U753 for several networks and data without labels: only the metric judges them together.
     """
 
-    adapter: ModelAdapter
+    model: ModelAdapter | Composite
     source: Source[Any]
-    model_file: Path
+    artifact: Artifact
     request: ValidationRequest
     labelled: bool = field(init=False)
-    quantized: Callable[..., Arrays] = field(init=False)
+    _sides: Mapping[str, Networks] = field(init=False)
 
     def __post_init__(self) -> None:
         self.labelled = all(item.label is not None for item in self.source.items)
-        self.quantized = open_model(self.model_file, threads=self.request.threads).run
+        if isinstance(self.model, Composite) and not self.labelled:
+            raise UsageError(
+                f"{self.source.place} has no labels, and several networks are judged by the metric only",
+                code="EQ-U753",
+                place=self.source.place,
+                hint="give --data with labels",
+            )
+        parts = parts_of(self.model)
+        files = {name: Artifact.open(self.artifact.folder / name).model_file for name in parts}
+        self._sides = {
+            "float model": {name: partial(_float, part) for name, part in parts.items()},
+            "artifact": {name: open_model(file, threads=self.request.threads).run for name, file in files.items()},
+        }
 
     def records(self, index: int, condition: Condition | None) -> list[Any]:
         """What is noted of float and artifact; without labels their distance in dB is all there is.
@@ -267,25 +291,33 @@ class Probe:
         sample, item = self.source.read(index), self.source.items[index]
         if condition is not None:
             sample = condition.of(sample, self.request.seed, index)
-        arrays = self.adapter.inputs(sample)
-        reference, found = self._float(arrays), self.quantized(*arrays)
-        for who, outputs in (("float model", reference), ("artifact", found)):
-            if not all(np.isfinite(o).all() for o in outputs):
-                name = CLEAN if condition is None else condition.name
-                raise ModelError(
-                    f"the {who} answers NaN or infinity on {item.id} ({name})",
-                    code="EQ-M750",
-                    place=item.id,
-                    hint="look at the item; if it is sound, export again with another --scheme",
-                )
-        if not self.labelled:
-            distances = [sqnr_db(a, b) for a, b in zip(reference, found, strict=True)]
-            return [None, min(distances)]
-        return [self.adapter.judge(outputs, sample, item.label) for outputs in (reference, found)]
+        where = f"{item.id} ({CLEAN if condition is None else condition.name})"
+        sides = [
+            {name: partial(_finite, run, who, where) for name, run in networks.items()}
+            for who, networks in self._sides.items()
+        ]
+        if isinstance(self.model, Composite) or self.labelled:
+            return [judge_sample(self.model, networks, sample, item.label) for networks in sides]
+        arrays = self.model.inputs(sample)
+        reference, found = (networks[""](*arrays) for networks in sides)
+        return [None, min(sqnr_db(a, b) for a, b in zip(reference, found, strict=True))]
 
-    @torch.no_grad()
-    def _float(self, arrays: Arrays) -> Arrays:
-        return tuple(o.numpy() for o in self.adapter.loaded.graph(*map(torch.from_numpy, arrays)))
+
+@torch.no_grad()
+def _float(part: ModelAdapter, *arrays: Any) -> Arrays:
+    return tuple(o.numpy() for o in part.loaded.graph(*map(torch.from_numpy, arrays)))
+
+
+def _finite(run: Callable[..., Sequence[Any]], who: str, where: str, *arrays: Any) -> Sequence[Any]:
+    outputs = run(*arrays)
+    if not all(np.isfinite(o).all() for o in outputs):
+        raise ModelError(
+            f"the {who} answers NaN or infinity on {where}",
+            code="EQ-M750",
+            place=where,
+            hint="look at the item; if it is sound, export again with another --scheme",
+        )
+    return outputs
 
 
 def _require_judgeable(request: ValidationRequest, labelled: bool) -> None:

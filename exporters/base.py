@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,8 +57,7 @@ class ReadBack:
     @property
     def integer_mac_share(self) -> float:
         """Share of all multiply-accumulates whose weights or both operands are integers at run time."""
-        total = sum(op.macs for op in self.ops)
-        return sum(op.macs for op in self.ops if op.kernel in ("int8", "dynamic")) / total if total else 0.0
+        return integer_mac_share(self.ops)
 
     def census(self) -> dict[str, int]:
         """Number of operations by `NAME kernel`."""
@@ -78,6 +77,13 @@ class ReadBack:
             "missing": list(self.missing),
             "extra": list(self.extra),
         }
+
+
+def integer_mac_share(ops: Iterable[FileOp]) -> float:
+    """Share of the multiply-accumulates of operations whose weights or both operands are integers at run time."""
+    macs = [(op.macs, op.kernel in ("int8", "dynamic")) for op in ops]
+    total = sum(count for count, _ in macs)
+    return sum(count for count, integer in macs if integer) / total if total else 0.0
 
 
 class Exporter(Protocol):

@@ -6,16 +6,17 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgeq.errors import unknown_name
+from edgeq.errors import UsageError, unknown_name
 
 if __name__ != "edgeq.models":
     raise ImportError("import edgeq.models, not models: the folder is part of the edgeq package")
 
 if TYPE_CHECKING:
-    from edgeq.models.base import ModelAdapter, ModelRequest
+    from edgeq.models.base import Composite, ModelAdapter, ModelRequest
 
 FAMILIES: dict[str, str] = {
     "vit": "edgeq.models.vit:load_vit",
+    "whisper": "edgeq.models.whisper:load_whisper",
 }
 
 
@@ -71,11 +72,25 @@ MODELS: dict[str, ModelEntry] = {
             "DINOv2-S/14, 22 M parameters",
             "of the weights",
         ),
+        ModelEntry(
+            "tiny.en",
+            "whisper",
+            "openai-whisper, with --weights FILE",
+            "Whisper tiny, English, 38 M parameters; encoder and decoder",
+            "MIT",
+        ),
+        ModelEntry(
+            "base.en",
+            "whisper",
+            "openai-whisper, with --weights FILE",
+            "Whisper base, English, 74 M parameters; encoder and decoder",
+            "MIT",
+        ),
     )
 }
 
 
-def load_model(request: ModelRequest) -> ModelAdapter:
+def load_any(request: ModelRequest) -> ModelAdapter | Composite:
     """Load the model of a request through its family.
 
     Raises:
@@ -85,5 +100,19 @@ def load_model(request: ModelRequest) -> ModelAdapter:
     if request.family not in FAMILIES:
         raise unknown_name("model family", request.family, FAMILIES, code="EQ-U012", command="edgeq models")
     module, attribute = FAMILIES[request.family].split(":")
-    adapter: ModelAdapter = getattr(importlib.import_module(module), attribute)(request)
-    return adapter
+    model: ModelAdapter | Composite = getattr(importlib.import_module(module), attribute)(request)
+    return model
+
+
+def load_model(request: ModelRequest) -> ModelAdapter:
+    """Load a model of one network. Raises as `load_any`, and EQ-U702 for a model of several."""
+    model = load_any(request)
+    from edgeq.models.base import Composite
+
+    if isinstance(model, Composite):
+        raise UsageError(
+            f"{model.name} has several networks: {', '.join(model.parts)}",
+            code="EQ-U702",
+            hint="edgeq export takes such models; this takes models of one network",
+        )
+    return model

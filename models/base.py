@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,13 @@ from edgeq.metrics import RESAMPLES, mean_score
 from edgeq.models import FAMILIES, MODELS
 from edgeq.spec import Preprocess
 
+Networks: TypeAlias = Mapping[str, Callable[..., Sequence[Any]]]
+"""By the name of a part, what runs it: arrays in, arrays out."""
+
 FILE_SUFFIXES = (".onnx", ".pt", ".pth", ".safetensors", ".pt2")
+
+
+FLOOR_DB = 20.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,12 @@ class LoadedModel:
         input_names: Names of the graph's inputs.
         input_shapes: Shapes `(1, C, H, W)` of the inputs.
         output_names: Names of its outputs.
-        preprocess: How an image becomes the input.
+        preprocess: How an image becomes the input; None where the input is no image.
         weights_sha256: Hash of the file or of the shipped weights.
         classes: Class names of a classifier that knows them.
         source: Description of the origin for the manifest (file name, never a path).
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
+        floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
     """
 
     name: str
@@ -60,11 +67,12 @@ class LoadedModel:
     input_names: tuple[str, ...]
     input_shapes: tuple[tuple[int, ...], ...]
     output_names: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     weights_sha256: str
     classes: tuple[str, ...] | None
     source: str
     import_error: float | None = None
+    floor_db: float = FLOOR_DB
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,55 @@ class ModelAdapter(Protocol):
 
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Any, label: Any) -> Any:
         """What the metric needs to know of one sample, given the network's outputs."""
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A network that runs again and again for one sample."""
+
+    def steps(self, sample: Any) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Network inputs of every run."""
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A model of several networks: each is exported by itself, a driver on the device makes them one.
+
+    `parts` are the networks by name, in the order in which they first run. `driver` is a file of Python, numpy and
+    nothing of edgeq, with `run_file(path, networks, folder)` and an exception `Unusable(message, hint, package)`; it goes
+    into the bundle.
+    """
+
+    name: str
+    parts: Mapping[str, ModelAdapter]
+    metric: Metric
+    driver: Path
+
+    def judge(self, networks: Networks, sample: Any, label: Any) -> Any:
+        """What the metric needs to know of one sample, given the networks."""
+
+    def write_settings(self, folder: Path) -> None:
+        """Write what the driver reads besides, the same bytes for the same model."""
+
+
+def parts_of(model: ModelAdapter | Composite) -> Mapping[str, ModelAdapter]:
+    """The networks of a model by name; the only one has none."""
+    return model.parts if isinstance(model, Composite) else {"": model}
+
+
+def inputs_of(adapter: ModelAdapter, sample: Any) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Network inputs of every run that a sample causes."""
+    if isinstance(adapter, Stepwise):
+        yield from adapter.steps(sample)
+    else:
+        yield adapter.inputs(sample)
+
+
+def judge_sample(model: ModelAdapter | Composite, networks: Networks, sample: Any, label: Any) -> Any:
+    """What the metric needs to know of one sample, given the networks of `parts_of`."""
+    if isinstance(model, Composite):
+        return model.judge(networks, sample, label)
+    return model.judge(networks[""](*model.inputs(sample)), sample, label)
 
 
 def parse_model(name: str, family: str | None, weights: Path | None) -> ModelRequest:

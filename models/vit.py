@@ -44,6 +44,7 @@ class VitAdapter:
 
     def inputs(self, sample: Image.Image) -> tuple[NDArray[np.float32], ...]:
         """The image as `(1, 3, H, W)`, normalized."""
+        assert self.loaded.preprocess is not None
         return (preprocess(sample, self.loaded.preprocess)[np.newaxis],)
 
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Image.Image, label: int) -> float:

@@ -81,6 +81,8 @@ class Manifest:
         scheme: `weights`, `dynamic`, `static` or `integer`.
         input_files: Option (`model`, `calib`, ...) to name of the file or folder it named; `reproduce` asks for these.
         golden: Limits on the golden vectors.
+        networks: Folders of the networks of a model that has several, each a bundle of its own; empty for one network.
+        driver: Name of the module in the bundle that makes several networks one.
         runtime: Options that the runtime must be given for the results that were measured, by its own names.
 
     Raises:
@@ -104,6 +106,8 @@ class Manifest:
     input_files: Mapping[str, str] = field(default_factory=dict)
     golden: GoldenCheck = field(default_factory=GoldenCheck)
     runtime: Mapping[str, str] = field(default_factory=dict)
+    networks: tuple[str, ...] = ()
+    driver: str = ""
 
     def __post_init__(self) -> None:
         for name in ("command", "config", "model", "input_files"):
@@ -115,8 +119,15 @@ class Manifest:
         """Path of the model file inside the bundle.
 
         Raises:
-            InputError: EQ-I041 when the manifest lists no model file, or several.
+            InputError: EQ-I041 when the manifest lists no model file, or several; EQ-I700 when it is that of a model of
+                several networks.
         """
+        if self.networks:
+            raise InputError(
+                f"{self.model.get('name', 'the model')} has several networks: {', '.join(self.networks)}",
+                code="EQ-I700",
+                hint=f"give the folder of one of them, such as FOLDER/{self.networks[0]}",
+            )
         models = [f["path"] for f in self.files if PurePosixPath(f["path"]).suffix in SUFFIXES]
         if len(models) != 1:
             raise corrupt(f"it lists {len(models)} model files instead of one")
@@ -144,8 +155,8 @@ class Manifest:
             raise corrupt(f"its schema is {schema!r}, this edgeq reads {SCHEMA!r}", hint)
         _check(data)
         values = {name: data[name] for name in cls.__dataclass_fields__ if name in data or name in _VALUES}
-        for name in ("command", "calibration", "files", "inputs", "outputs", "labels"):
-            values[name] = None if values[name] is None else tuple(values[name])
+        for name in ("command", "calibration", "files", "inputs", "outputs", "labels", "networks"):
+            values[name] = None if values.get(name, ()) is None else tuple(values.get(name, ()))
         known = GoldenCheck.__dataclass_fields__
         values["golden"] = GoldenCheck(**{k: float(v) for k, v in data["golden"].items() if k in known})
         return cls(**values)
@@ -176,6 +187,12 @@ def _check(data: Mapping[str, Any]) -> None:
     runtime = data.get("runtime", {})  # bundles of 0.1 have none
     if not isinstance(runtime, Mapping) or any(not isinstance(v, str) for v in runtime.values()):
         raise corrupt("key 'runtime' holds strings only")
+    networks = data.get("networks", [])  # bundles of 0.1 have none
+    names = networks if isinstance(networks, list) else [None]
+    if not isinstance(data.get("driver", ""), str) or any(
+        not isinstance(n, str) or not n.isidentifier() for n in names
+    ):
+        raise corrupt("keys 'networks' and 'driver' hold names of folders and of a module")
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in data["golden"].values()):
         raise corrupt("key 'golden' holds numbers only")
     if data["preprocess"] is not None:

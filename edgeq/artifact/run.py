@@ -7,6 +7,7 @@
 
     python run.py                    compare this machine's results with the golden vectors
     python run.py photo.jpg x.npy    run images (needs Pillow) or prepared inputs
+    python run.py clip.wav           with a driver beside this file: run what that reads
     python run.py --bench 100        time it
 
 Exit codes: 0 right; 1 the golden vectors are missed; 2 wrong options; 3 a file cannot be used; 4 a package is absent.
@@ -162,11 +163,12 @@ RUNTIMES: dict[str, Any] = {".tflite": LiteRt, ".xml": OpenVino, ".onnx": OnnxRu
 class Model:
     """The model file: real arrays in, real arrays out, in the order of the manifest."""
 
-    def __init__(self, manifest: dict[str, Any], threads: int) -> None:
-        path = HERE / model_entry(manifest)["path"]
+    def __init__(self, manifest: dict[str, Any], threads: int, folder: Path = HERE) -> None:
+        path = folder / model_entry(manifest)["path"]
+        self.folder = folder
         for entry in manifest["files"]:  # the model and what belongs to it, such as weights in a file of their own
             if entry["path"].startswith(f"{path.stem}."):
-                check_hash(HERE / entry["path"], entry["sha256"])
+                check_hash(folder / entry["path"], entry["sha256"])
         try:
             self.loaded = RUNTIMES[path.suffix](path, threads, manifest.get("runtime", {}))
         except Failure:
@@ -198,6 +200,10 @@ class Model:
         self.invoke()
         return list(self.loaded.results())
 
+    def call(self, *arrays: Any) -> list[Any]:
+        """As `run`, with one argument an input."""
+        return self.run(list(arrays))
+
 
 def check_hash(path: Path, sha256: str) -> None:
     """Refuse a file that is not the one the manifest lists."""
@@ -209,14 +215,15 @@ def check_hash(path: Path, sha256: str) -> None:
         raise Failure(f"{path.name} is not the file that was exported; copy the folder again", 3)
 
 
-def load_manifest() -> dict[str, Any]:
-    """`manifest.json` beside this file."""
+def load_manifest(folder: Path = HERE) -> dict[str, Any]:
+    """`manifest.json` in `folder`."""
     try:
-        manifest = json.loads((HERE / "manifest.json").read_bytes())
+        manifest = json.loads((folder / "manifest.json").read_bytes())
         absent = {"files", "golden", "labels", "outputs", "preprocess"} - set(manifest)
         if absent:
             raise ValueError(f"it lacks {', '.join(sorted(absent))}")
-        model_entry(manifest)
+        if not manifest.get("networks"):
+            model_entry(manifest)
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise Failure(f"manifest.json cannot be used: {error}", 3) from error
     return dict(manifest)
@@ -293,10 +300,10 @@ def sqnr_db(expected: Any, found: Any) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf
 
 
-def golden_arrays(name: str, prefix: str, count: int) -> list[Any]:
+def golden_arrays(folder: Path, name: str, prefix: str, count: int) -> list[Any]:
     """`PREFIX_0`, `PREFIX_1`, ... of a file of golden vectors, each `(vectors, *shape)`."""
     try:
-        with np.load(HERE / "golden" / name, allow_pickle=False) as store:
+        with np.load(folder / "golden" / name, allow_pickle=False) as store:
             return [store[f"{prefix}_{i}"] for i in range(count)]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise Failure(f"golden/{name} cannot be read: {error}", 3) from error
@@ -304,8 +311,8 @@ def golden_arrays(name: str, prefix: str, count: int) -> list[Any]:
 
 def check_golden(model: Model, manifest: dict[str, Any]) -> dict[str, Any]:
     """Run the golden vectors and compare."""
-    inputs = golden_arrays("inputs.npz", "input", len(model.inputs))
-    expected = golden_arrays("expected.npz", "output", len(model.outputs))
+    inputs = golden_arrays(model.folder, "inputs.npz", "input", len(model.inputs))
+    expected = golden_arrays(model.folder, "expected.npz", "output", len(model.outputs))
     worst, same, largest = [], 0, 0.0
     vectors = len(inputs[0])
     for v in range(vectors):
@@ -351,7 +358,7 @@ def describe(outputs: list[Any], manifest: dict[str, Any]) -> dict[str, Any]:
 
 def bench(model: Model, runs: int) -> dict[str, Any]:
     """Milliseconds of `runs` runs after three untimed ones, on the first golden vector."""
-    model.place([array[0] for array in golden_arrays("inputs.npz", "input", len(model.inputs))])
+    model.place([array[0] for array in golden_arrays(model.folder, "inputs.npz", "input", len(model.inputs))])
     for _ in range(3):
         model.invoke()
     times = []
@@ -367,6 +374,8 @@ def show(result: dict[str, Any]) -> None:
     """The result for people."""
     for item in result.get("results", []):
         print(item["file"])
+        if "text" in item:
+            print(f"  {item['text']}")
         for entry in item.get("top", []):
             print(f"  {entry['probability']:6.1%}  {entry['label']}")
         for entry in item.get("outputs", []):
@@ -402,16 +411,10 @@ def main(argv: list[str]) -> int:
         parser.error("--threads and --bench take positive numbers")
     if options.save and not options.files:
         parser.error("--save needs files to run")
-    result: dict[str, Any] = {"schema": "edgeq.run/1"}
     try:
         manifest = load_manifest()
-        model = Model(manifest, options.threads)
-        if options.files:
-            result["results"] = run_files(model, manifest, options.files, options.save)
-        elif options.bench is None:
-            result["golden"] = check_golden(model, manifest)
-        if options.bench is not None:
-            result["latency"] = bench(model, options.bench)
+        work = run_networks if manifest.get("networks") else run_model
+        result = {"schema": "edgeq.run/1", **work(manifest, options)}
     except Failure as failure:
         print(f"error: {failure}", file=sys.stderr)
         return failure.code
@@ -419,7 +422,48 @@ def main(argv: list[str]) -> int:
         print(json.dumps(result, sort_keys=True))
     else:
         show(result)
-    return 0 if result.get("golden", {}).get("passed", True) else 1
+        for name, part in result.get("networks", {}).items():
+            print(name)
+            show(part)
+    parts = [result, *result.get("networks", {}).values()]
+    return 0 if all(part.get("golden", {}).get("passed", True) for part in parts) else 1
+
+
+def run_model(manifest: dict[str, Any], options: argparse.Namespace, folder: Path = HERE) -> dict[str, Any]:
+    """What the options ask of the model in `folder`."""
+    model = Model(manifest, options.threads, folder)
+    result: dict[str, Any] = {}
+    if options.files:
+        result["results"] = run_files(model, manifest, options.files, options.save)
+    elif options.bench is None:
+        result["golden"] = check_golden(model, manifest)
+    if options.bench is not None:
+        result["latency"] = bench(model, options.bench)
+    return result
+
+
+def run_networks(manifest: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask of a model of several networks, each in a folder of its own, and of its driver."""
+    names = manifest["networks"]
+    if not options.files:
+        return {"networks": {n: run_model(load_manifest(HERE / n), options, HERE / n) for n in names}}
+    if options.save or options.bench is not None:
+        raise Failure("--save and --bench with files are for one network: use run.py in its folder", 2)
+    for entry in manifest["files"]:  # the driver and what it reads
+        if "/" not in entry["path"]:
+            check_hash(HERE / entry["path"], entry["sha256"])
+    sys.path.insert(0, str(HERE))
+    driver: Any = importlib.import_module(manifest["driver"])
+    networks = {n: Model(load_manifest(HERE / n), options.threads, HERE / n).call for n in names}
+    results = []
+    for path in options.files:
+        try:
+            results.append({"file": str(path), **driver.run_file(path, networks, HERE)})
+        except OSError as error:
+            raise Failure(f"{path} cannot be read: {error.strerror or error}", 3) from error
+        except driver.Unusable as error:
+            raise Failure(f"{path} {error}\n  try: {error.hint}", 4 if error.package else 3) from error
+    return {"results": results}
 
 
 def run_files(model: Model, manifest: dict[str, Any], files: list[Path], save: Path | None) -> list[dict[str, Any]]:

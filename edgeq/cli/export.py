@@ -59,7 +59,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--learn-steps", type=int, metavar="N", help="The same as steps per block; repeatable to the byte.")
 @click.option("--degrade", metavar="NAMES", help="Round weights on samples half of which are degraded: mix, or names.")
-@click.option("--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (default 20).")
+@click.option("--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (20; whisper 10).")
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="Largest loss of the task metric on --data (default 0.5)."
 )
@@ -105,7 +105,11 @@ def _show_plan(console: Console, plan: Mapping[str, Any]) -> None:
         f"{plan['held_out_images']} held out"
     )
     for scheme in plan["schemes"]:
-        console.result_table(("operation, mode", "count"), list(scheme["ops"].items()), title=f"\n{scheme['scheme']}")
+        console.result_table(
+            ("operation, mode", "count"),
+            list(scheme["ops"].items()),
+            title=f"\n{scheme.get('network', '')} {scheme['scheme']}",
+        )
         for reason in scheme["float_because"]:
             console.result(f"  float: {reason}")
 
@@ -113,7 +117,9 @@ def _show_plan(console: Console, plan: Mapping[str, Any]) -> None:
 def _show(console: Console, result: ExportResult) -> None:
     """The table of candidates, and what to do next."""
     summary = result.summary
-    rows = [_row(c, c.scheme == summary["scheme"]) for c in result.judged]
+    choice = result.choice
+    judged = [(name, c) for name, found in choice.judged.items() for c in found]
+    rows = [_row(name, c, c.scheme == choice.shipped[name].scheme) for name, c in judged]
     console.result_table(
         ("candidate", "size MB", "SQNR dB median", "worst", "time / float", "integer MACs", "verdict"), rows
     )
@@ -126,9 +132,9 @@ def _show(console: Console, result: ExportResult) -> None:
             f"{metric['name']}: float {metric['float']:.2f}, artifact {metric['quantized']:.2f} "
             f"(n={metric['n']}, difference {low:+.2f} to {high:+.2f} at 95 %)"
         )
-    for candidate in result.judged:
+    for name, candidate in judged:
         for reason in candidate.rejected:
-            console.result(f"{candidate.scheme}: {reason}")
+            console.result(f"{name} {candidate.scheme}: {reason}".strip())
     if result.comparison:
         show_comparison(console, result.comparison)
     if not summary["gates"]["passed"]:
@@ -136,11 +142,11 @@ def _show(console: Console, result: ExportResult) -> None:
     console.result(f"{result.artifact}  next: python {result.artifact / 'run.py'}, edgeq inspect {result.artifact}")
 
 
-def _row(candidate: Candidate, ships: bool) -> tuple[object, ...]:
+def _row(network: str, candidate: Candidate, ships: bool) -> tuple[object, ...]:
     verdict = "ships" if ships else ("rejected" if candidate.rejected else "passes, not chosen")
     worst = candidate.worst_output
     return (
-        candidate.scheme,
+        f"{network} {candidate.scheme}".strip(),
         round(candidate.bytes / 1e6, 2),
         None if worst is None else round(worst.median, 1),
         None if worst is None else round(worst.worst, 1),

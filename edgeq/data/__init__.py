@@ -2,5 +2,6 @@
 
 from edgeq.data.images import decode, open_images, preprocess
 from edgeq.data.source import Item, Role, Source, split
+from edgeq.data.speech import open_speech
 
-__all__ = ["Item", "Role", "Source", "decode", "open_images", "preprocess", "split"]
+__all__ = ["Item", "Role", "Source", "decode", "open_images", "open_speech", "preprocess", "split"]

@@ -61,6 +61,10 @@ class Source(Generic[Sample]):
     def __len__(self) -> int:
         return len(self.items)
 
+    def subset(self, kept: Sequence[int]) -> Source[Sample]:
+        """The items at some indices, in that order."""
+        return replace(self, items=tuple(self.items[i] for i in kept), fetch=lambda index: self.fetch(kept[index]))
+
     def for_classes(self, names: Sequence[str] | None) -> Source[Sample]:
         """The same samples with labels as a model counts its classes: by name where both name the same ones.
 

@@ -9,8 +9,9 @@ exists.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers torch
 from edgeq.errors import InternalError
 from edgeq.graph.bounds import bounds_of
 from edgeq.graph.kinds import op_kind
-from edgeq.graph.placement import BackendRules, Placement, data_operands
+from edgeq.graph.placement import TABLE, BackendRules, Placement, data_operands, weight_position
 from edgeq.graph.rewrite import fetch
 from edgeq.graph.solve import Rounding, Solved, apply_solved, solve_weights
 from edgeq.graph.transforms.parameters import parameter
@@ -81,9 +82,14 @@ def legalize(
         quantized = copy.deepcopy(graph)
         _insert_activation_grids(quantized, placement, QuantPlan(scheme, tensors, placement.ops))
         _insert_dynamic(quantized, placement, rules)
-        solved = solve_weights(graph, quantized, placement.weights, grids, rounding)
+        solved = _nearest(graph, placement, grids, _tables(placement))  # no product that rounding could make good
+        for name, layer in solved.items():
+            apply_solved(quantized, {n.name: n for n in quantized.graph.nodes}[name], placement.weights[name], layer)
+        done = {placement.weights[name] for name in solved}
+        layers = {name: path for name, path in placement.weights.items() if path not in done}
+        solved |= solve_weights(graph, quantized, layers, grids, rounding)
     else:
-        solved = _nearest(graph, placement, grids)
+        solved = _nearest(graph, placement, grids, placement.weights)
     nodes = {n.name: n for n in emission.graph.nodes}
     for name, layer in solved.items():
         attribute = placement.weights[name]
@@ -171,15 +177,24 @@ class _WeightGrids:
         return qparams
 
 
-def _nearest(graph: fx.GraphModule, placement: Placement, grids: _WeightGrids) -> dict[str, Solved]:
-    """Every weight to its nearest codes, which needs no data; a shared weight once."""
+def _tables(placement: Placement) -> list[str]:
+    """Operations that pick rows of their weight; a layer that shares the weight takes the rows as they are."""
+    return [name for name in placement.weights if placement.ops[name].op == TABLE]
+
+
+def _nearest(
+    graph: fx.GraphModule, placement: Placement, grids: _WeightGrids, names: Iterable[str]
+) -> dict[str, Solved]:
+    """The weights of some operations to their nearest codes, which needs no data; a shared weight once."""
     nodes = {node.name: node for node in graph.graph.nodes}
     solved: dict[str, Solved] = {}
     done: set[str] = set()
-    for name, attribute in placement.weights.items():
+    for name in names:
+        attribute = placement.weights[name]
         if attribute not in done:
             done.add(attribute)
-            weight, bias = fetch(graph, attribute), parameter(graph, nodes[name], "bias")
+            weight = fetch(graph, attribute)
+            bias = None if placement.ops[name].op == TABLE else parameter(graph, nodes[name], "bias")
             qparams = grids(name, weight, bias)
             solved[name] = Solved(qparams, round_weights(weight, qparams, name=attribute), None, "nearest")
     return solved
@@ -249,12 +264,45 @@ def _insert_weight_grids(graph: fx.GraphModule, placement: Placement, plan: Quan
         attribute = placement.weights.get(node.name)
         if attribute is None:
             continue
-        source = node.args[1]
+        source = node.args[weight_position(node)]
         if not isinstance(source, fx.Node):
             raise InternalError(f"{node.name} has no weight node", code="EQ-Z002", place=node.name)
+        if op_kind(node) == TABLE:
+            _pick_codes(graph, node, plan.tensors[attribute].uniform, attribute)
+            continue
         if attribute not in pairs:
             pairs[attribute] = _pair_per_channel(graph, source, plan.tensors[attribute].uniform, attribute)
         node.update_arg(1, pairs[attribute])
+
+
+def _pick_codes(graph: fx.GraphModule, node: fx.Node, qparams: QParams, attribute: str) -> None:
+    """Let a table hold codes: a row's codes and its scale are picked and multiplied, the rest stays in the file.
+
+    No converter keeps a quantized table an integer by itself. With the integers of a layer that shares the weight, the
+    file stores both once.
+    """
+    table, stem = fetch(graph, attribute), attribute.replace(".", "_")
+    scale = torch.from_numpy(qparams.scale).reshape(-1, 1).expand(len(table), 1).contiguous()
+    rows = node.args[1]
+    assert isinstance(rows, fx.Node)
+    shape = list(node.meta["val"].shape)
+    graph.register_buffer(f"{stem}_codes", (table / scale).round().to(torch.int8))
+    graph.register_buffer(f"{stem}_rows", scale)
+    aten = torch.ops.aten
+    with graph.graph.inserting_before(node):
+        if rows.meta["val"].dim() != 1:
+            rows = graph.graph.call_function(aten.reshape.default, (rows, [-1]))
+        codes, scales = graph.graph.get_attr(f"{stem}_codes"), graph.graph.get_attr(f"{stem}_rows")
+        picked: list[Any] = [
+            graph.graph.call_function(aten.index_select.default, (t, 0, rows)) for t in (codes, scales)
+        ]
+        picked[0] = graph.graph.call_function(aten._to_copy.default, (picked[0],), {"dtype": torch.float32})
+        if len(shape) != 2:
+            wanted = (shape, [*shape[:-1], 1])
+            picked = [
+                graph.graph.call_function(aten.reshape.default, (p, s)) for p, s in zip(picked, wanted, strict=True)
+            ]
+    node.target, node.args, node.kwargs = aten.mul.Tensor, tuple(picked), {}
 
 
 def _pair_per_channel(graph: fx.GraphModule, source: fx.Node, qparams: QParams, attribute: str) -> fx.Node:

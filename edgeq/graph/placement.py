@@ -19,6 +19,9 @@ from edgeq.spec import Mode, OpPlan, QuantConfig, QuantSpec
 DICTATED_BITS = 8
 """Width of the grids in `BackendRules.fixed`."""
 
+TABLE = "embedding"
+"""Kind of an operation that picks rows of its weight: it multiplies nothing, so its weight alone can be integers."""
+
 
 @dataclass(frozen=True)
 class BackendRules:
@@ -205,6 +208,8 @@ def _narrower(first: QuantSpec | None, second: QuantSpec) -> QuantSpec:
 def data_operands(node: fx.Node, weighted: bool) -> list[fx.Node]:
     """Floating-point tensors that `node` reads; of a weighted operation only its input, not weight and bias."""
     operands = [n for n in node.all_input_nodes if is_floating(n)]
+    if weighted and op_kind(node) == TABLE:
+        return []
     return operands[:1] if weighted else operands
 
 
@@ -215,9 +220,15 @@ def is_floating(node: fx.Node) -> bool:
 
 
 def weight_of(node: fx.Node) -> str | None:
-    """Attribute path of the constant weight of a linear or convolution node, or None."""
-    operand = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    """Attribute path of the constant weight of a linear, convolution or table node, or None."""
+    position = weight_position(node)
+    operand = node.args[position] if len(node.args) > position else node.kwargs.get("weight")
     return str(operand.target) if isinstance(operand, fx.Node) and operand.op == "get_attr" else None
+
+
+def weight_position(node: fx.Node) -> int:
+    """Where the weight stands among the arguments of `node`: first in a table, second in a layer."""
+    return 0 if op_kind(node) == TABLE else 1
 
 
 def _fused(nodes: list[fx.Node], rules: BackendRules) -> dict[fx.Node, fx.Node]:

@@ -37,6 +37,31 @@ def products(model: Any) -> Iterator[tuple[Any, Weight | None]]:
             yield op, weight_of(op)
 
 
+def tables(model: Any) -> list[tuple[str, Weight]]:
+    """Integer tables that rows are picked from, with the scales that the picked rows are multiplied by, by name."""
+    found = []
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Multiply":
+            continue
+        picks = [_picked(op.input_value(i).get_node()) for i in range(2)]
+        for codes, scales in (picks, picks[::-1]):
+            if codes is None or scales is None or codes.get_element_type().get_type_name() not in _INTEGERS:
+                continue
+            factors = np.array(scales.data, dtype=np.float32).reshape(-1)
+            found.append((op.get_friendly_name(), Weight(codes, integers(codes), factors)))
+    return found
+
+
+def _picked(node: Any) -> Any:
+    """The constant that `node` was picked from, past conversions and reshapes; None for anything else."""
+    while node.get_type_name() in ("Convert", "Reshape"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Gather":
+        return None
+    source = node.input_value(0).get_node()
+    return source if source.get_type_name() == "Constant" else None
+
+
 def weight_of(op: Any) -> Weight | None:
     """The integer weight of a product; None when it is float, or computed."""
     scales: NDArray[np.float32] | None = None

@@ -16,7 +16,7 @@ from torch import fx
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.base import FileOp, ReadBack
 from edgeq.exporters.openvino.emit import GROUP, INSTALL, OPTIONS, weight_name
-from edgeq.exporters.openvino.graph import PRODUCTS, Weight, products, weight_of
+from edgeq.exporters.openvino.graph import PRODUCTS, Weight, products, tables, weight_of
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.legalize import Legalized
 from edgeq.graph.rewrite import constant_of
@@ -65,6 +65,7 @@ def read_openvino(path: Path, legalized: Legalized | None) -> ReadBack:
         message = f"{path.name} is no OpenVINO model: {' '.join(str(error).split())[:200]}"
         raise ModelError(message, code="EQ-M403", place=path.name, hint="export the model again") from error
     held = [(op.get_friendly_name(), weight) for op, weight in products(model) if weight is not None]
+    held += tables(model)
     weights, missing, extra = _match(held, legalized)
     return ReadBack(tuple(_ops(model)), weights, tuple(missing), tuple(extra))
 

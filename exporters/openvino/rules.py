@@ -7,7 +7,7 @@ float: what follows it (sums, GELU, softmax, normalization) is float, fused into
 from __future__ import annotations
 
 from edgeq.errors import unknown_name
-from edgeq.graph.placement import BackendRules
+from edgeq.graph.placement import TABLE, BackendRules
 from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
 
 DYNAMIC_GROUP = 64
@@ -15,7 +15,7 @@ DYNAMIC_GROUP = 64
 
 OPENVINO = BackendRules(
     name="OpenVINO",
-    weighted={"linear": 0, "conv2d": 0},
+    weighted={"linear": 0, "conv2d": 0, "embedding": 0},
     dynamic=frozenset({"linear"}),
     integer=frozenset({"linear", "conv2d", "matmul", "relu", "hardtanh"}),
     movement=frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"})
@@ -61,5 +61,6 @@ def openvino_config(scheme: str, precision: Precision) -> QuantConfig:
         modes["matmul"] = "static"
     elif scheme != "static":
         modes = {"conv2d": "weights", "linear": "dynamic" if scheme == "dynamic" else "weights"}
+    modes[TABLE] = "weights"
     rules = [QuantRule(reason=_BETWEEN), *(QuantRule(op=kind, mode=mode) for kind, mode in modes.items())]
     return QuantConfig(OpConfig("float", weight, activation), tuple(rules))

@@ -5,6 +5,7 @@ The file is the truth: a layer counts as integer because its tensors in the file
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from edgeq.spec import QuantPlan
 
 _WEIGHT_OPERAND = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1}
 _DATA_OPERAND = {"TRANSPOSE_CONV": 2}
+_PICKS = ("GATHER", "GATHER_ND")
+_BEHIND_PICKS = {"CAST": (0,), "RESHAPE": (0,), "SELECT": (1, 2), "SELECT_V2": (1, 2)}
+"""Operands through which a picked row goes on; a choice has a filler for rows beyond the table."""
 
 
 def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
@@ -120,8 +124,8 @@ class _Reader:
         return "int8" if operands and self.is_integer(output) and self.is_integer(operands[0]) else "float"
 
     def integer_constants(self) -> list[Constant]:
-        """Name, codes and scales of every int8 constant of rank two and more that a product or convolution reads."""
-        found: dict[int, Constant] = {}
+        """Name, codes and scales of every int8 constant that a product, a convolution or a table reads."""
+        found: dict[int, Constant] = self._tables()
         for op in self.graph.operators:
             operand = _WEIGHT_OPERAND.get(self.op_name(op))
             if operand is None:
@@ -137,6 +141,34 @@ class _Reader:
             scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
             found[index] = Constant(tensor.name.decode(errors="replace"), _layouts(codes), scales)
         return list(found.values())
+
+    def _tables(self) -> dict[int, Constant]:
+        """Integer tables that rows are picked from, with the scales that the picked rows are multiplied by."""
+        writers = {int(t): op for op in self.graph.operators for t in op.outputs}
+        found: dict[int, Constant] = {}
+        for op in self.graph.operators:
+            if self.op_name(op) != "MUL":
+                continue
+            picks = [self._pick(writers, int(t)) for t in op.inputs]
+            for codes, scales in (picks, picks[::-1]):
+                if codes is None or scales is None or not self.is_integer(codes) or self.is_integer(scales):
+                    continue
+                raw, factors = self.constant(codes), self.constant(scales)
+                if raw is not None and factors is not None:
+                    table = raw.view(np.int8).astype(np.int32).reshape(self.shape(codes))
+                    name = self.graph.tensors[codes].name.decode(errors="replace")
+                    found[codes] = Constant(name, [table], factors.view(np.float32).reshape(-1))
+        return found
+
+    def _pick(self, writers: Mapping[int, Any], tensor: int) -> int | None:
+        """The table that `tensor` was picked from, past casts, reshapes and choices."""
+        op = writers.get(tensor)
+        if op is None:
+            return None
+        if self.op_name(op) in _PICKS:
+            return int(op.inputs[0])
+        tables = [self._pick(writers, int(op.inputs[i])) for i in _BEHIND_PICKS.get(self.op_name(op), ())]
+        return next((t for t in tables if t is not None), None)
 
 
 def _layouts(codes: NDArray[np.int32]) -> list[NDArray[np.int32]]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgeq.errors import UsageError, unknown_name
-from edgeq.graph.placement import BackendRules
+from edgeq.graph.placement import TABLE, BackendRules
 from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
 
 TFLITE = BackendRules(
     name="TFLite",
     # Transposed convolutions are absent: the converter leaves them float whatever Q/DQ says (see rewrite.py).
-    weighted={"linear": 0, "conv2d": 0},
+    weighted={"linear": 0, "conv2d": 0, "embedding": 0},
     dynamic=frozenset({"linear", "conv2d"}),
     integer=frozenset(
         {"linear", "conv2d", "matmul", "add", "mul", "relu", "hardtanh", "gelu", "softmax", "sigmoid", "tanh", "mean"}
@@ -69,8 +69,9 @@ def tflite_config(scheme: str, precision: Precision) -> QuantConfig:
         raise unknown_name("scheme", scheme, ("auto", *SCHEMES), code="EQ-U007")
     weight = QuantSpec(precision.weight_bits, True, PerChannel(0), "mse", narrow=True)
     activation = QuantSpec(precision.activation_bits, False, PerTensor(), precision.observer)
+    table_rule = QuantRule(op=TABLE, mode="weights")
     if scheme == "integer" and not precision.products_only:
-        return QuantConfig(OpConfig("static", weight, activation))
+        return QuantConfig(OpConfig("static", weight, activation), (table_rule,))
     mode: Mode = "dynamic" if scheme == "dynamic" else "static"
     layers = ("linear", "conv2d")
     table = layers if precision.products_only else (*layers, "gelu")
@@ -80,4 +81,4 @@ def tflite_config(scheme: str, precision: Precision) -> QuantConfig:
     rules = [QuantRule(op=kind, mode=mode, output=result) for kind in kinds]
     if scheme == "integer":
         rules = [QuantRule(reason=_BETWEEN), *rules]
-    return QuantConfig(OpConfig("float", weight, activation), tuple(rules))
+    return QuantConfig(OpConfig("float", weight, activation), (*rules, table_rule))

@@ -35,9 +35,9 @@ def candidate(scheme: str, ratio: float, sqnr: float, spread: float = 0.01) -> C
     )
 
 
-def session(**changes: Any) -> Any:
+def job(**changes: Any) -> Any:
     config = replace(ExportConfig(model="vit_nano", device="rpi"), **changes)
-    return SimpleNamespace(config=config, adapter=SimpleNamespace(loaded=SimpleNamespace(name="vit_nano")))
+    return SimpleNamespace(config=config, name="vit_nano")
 
 
 def names(candidates: list[Candidate]) -> list[str]:
@@ -87,32 +87,55 @@ def test_judge_refuses_low_and_undefined_fidelity() -> None:
 def test_a_candidate_that_loses_the_metric_makes_way_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     drops = {"static": 0.6, "dynamic": 0.2}
     monkeypatch.setattr(
-        pipeline, "_evaluate", lambda s, c, stages: SimpleNamespace(metric="top1", drop=drops[c.scheme])
+        pipeline, "_evaluate", lambda j, c, known, stages: SimpleNamespace(metric="top1", drop=drops[c[""].scheme])
     )
     measured = [candidate("static", 0.3, 25), candidate("dynamic", 0.5, 40)]
-    shipped, judged, scored = pipeline.choose(session(data=Path("x")), measured, Stages(Silent()))
-    assert shipped.scheme == "dynamic"
-    assert scored is not None
-    assert scored.drop == 0.2
-    assert "0.60 points" in {c.scheme: c for c in judged}["static"].rejected[0]
+    choice = pipeline.choose(job(data=Path("x")), {"": measured}, Stages(Silent()))
+    assert choice.shipped[""].scheme == "dynamic"
+    assert choice.scored is not None
+    assert choice.scored.drop == 0.2
+    assert "0.60 points" in {c.scheme: c for c in choice.judged[""]}["static"].rejected[0]
+
+
+def test_of_several_networks_the_best_combination_that_holds_the_metric_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def evaluate(j: Any, shipped: Any, known: Any, stages: Any) -> Any:
+        tried.append("+".join(c.scheme for c in shipped.values()))
+        return SimpleNamespace(metric="WER", drop=2.0 if shipped["encoder"].scheme == "static" else 0.1)
+
+    monkeypatch.setattr(pipeline, "_evaluate", evaluate)
+    pair = [candidate("static", 0.3, 25), candidate("dynamic", 0.5, 40)]
+    choice = pipeline.choose(job(data=Path("x")), {"encoder": pair, "decoder": pair}, Stages(Silent()))
+    assert tried == ["static+static", "static+dynamic", "dynamic+static"]
+    assert {n: c.scheme for n, c in choice.shipped.items()} == {"encoder": "dynamic", "decoder": "static"}
+    assert not any(c.rejected for found in choice.judged.values() for c in found)  # none of them is bad by itself
+
+
+def test_networks_without_a_good_combination_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_evaluate", lambda *_: SimpleNamespace(metric="WER", drop=2.0))
+    pair = [candidate("dynamic", 0.5, 40)]
+    with pytest.raises(GateError, match="encoder dynamic, decoder dynamic: WER is 2.00 points worse"):
+        pipeline.choose(job(data=Path("x")), {"encoder": pair, "decoder": pair}, Stages(Silent()))
 
 
 def test_no_candidate_left_is_a_gate_error_with_every_reason() -> None:
     measured = [judge(candidate("static", 1.5, 40), 20), judge(candidate("dynamic", 0.5, 10), 20)]
     with pytest.raises(GateError) as caught:
-        pipeline.choose(session(), measured, Stages(Silent()))
+        pipeline.choose(job(), {"": measured}, Stages(Silent()))
     assert "static: slower than float" in caught.value.message
     assert "dynamic: median SQNR" in caught.value.message
 
 
 def test_force_ships_the_first_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_evaluate", lambda s, c, stages: None)
+    monkeypatch.setattr(pipeline, "_evaluate", lambda *_: None)
     measured = [judge(candidate("static", 1.5, 40), 20), judge(candidate("dynamic", 0.5, 10), 20)]
-    assert pipeline.choose(session(force=True), measured, Stages(Silent()))[0].scheme == "dynamic"
+    assert pipeline.choose(job(force=True), {"": measured}, Stages(Silent())).shipped[""].scheme == "dynamic"
 
 
 def test_default_folder_is_named_after_model_and_device() -> None:
     assert pipeline.default_out(ExportConfig(model="some/my.onnx", device="rpi4")) == Path("out/my-rpi4")
+    assert pipeline.default_out(ExportConfig(model="whisper:tiny.en", device="rpi")) == Path("out/tiny.en-rpi")
     assert pipeline.default_out(ExportConfig(model="vit:deit_tiny_patch16_224", device="x86")) == Path(
         "out/deit_tiny_patch16_224-x86"
     )

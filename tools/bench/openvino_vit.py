@@ -107,7 +107,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         scratch, stages = Path(folder), Stages(Silent())
-        session = prepare(config, scratch, stages)
+        session = prepare(config, scratch, stages).first
         files, rows = build_all(session, args.schemes, scratch, stages)
         models = {name: open_model(path) for name, path in files.items()}
         for name, model in models.items():
