@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq import firmware
 from edgeq.artifact import (
     Manifest,
     describe_files,
@@ -61,7 +62,10 @@ def write_artifact_files(folder: Path, parts: BundleParts) -> list[Arrays]:
     inputs = parts.samples.held_out[:GOLDEN]
     expected = [model.run(*sample) for sample in inputs]
     write_golden(folder, inputs, expected)
-    write_runner(folder)
+    if parts.shipped.read_back.memory is None:
+        write_runner(folder)
+    else:
+        firmware.write_firmware(folder, parts.adapter.loaded.name, parts.shipped.path, inputs)
     return expected
 
 
@@ -76,14 +80,18 @@ def write_bundle(
     """Write the bundle into `folder` (which becomes `out`) and return the summary `edgeq.export/1`."""
     expected = write_artifact_files(folder, parts)
     reproducible = describe_files(folder)
-    write_json(folder / "evidence.json", evidence(parts, float_path, seconds))
+    program = firmware.measured(folder, parts.target) if parts.shipped.read_back.memory else None
+    write_json(folder / "evidence.json", evidence(parts, float_path, seconds, program))
     manifest = manifest_of(parts, command, reproducible, expected[0])
     write_json(folder / "manifest.json", manifest.to_dict())
-    return summary(folder, out, parts, float_path)
+    return summary(folder, out, parts, float_path, program)
 
 
-def evidence(parts: BundleParts, float_path: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What was measured, for every candidate; the shipped one is named."""
+def evidence(
+    parts: BundleParts, float_path: Path, seconds: Mapping[str, float], program: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What was measured, for every candidate; the shipped one is named, and `program` is what its C gave."""
+    timed = f"latency on {parts.target.name}: the ratio is of this machine's CPU"
     loaded = parts.adapter.loaded
     held_out = parts.samples.held_out_items
     return {
@@ -97,7 +105,8 @@ def evidence(parts: BundleParts, float_path: Path, seconds: Mapping[str, float])
         "comparison": parts.comparison.to_dict() if parts.comparison else None,
         "seconds": dict(seconds),
         "environment": environment(),
-        "not_measured": [f"latency on {parts.target.name}: the ratio is of this machine's CPU"]
+        "microcontroller": program,
+        "not_measured": ([timed] if program is None else [*program["not_measured"], f"time on {parts.target.name}"])
         + ([] if parts.scored else ["a task metric: no labelled --data was given"]),
     }
 
@@ -134,7 +143,9 @@ def manifest_of(
     )
 
 
-def summary(folder: Path, out: Path, parts: BundleParts, float_path: Path) -> dict[str, Any]:
+def summary(
+    folder: Path, out: Path, parts: BundleParts, float_path: Path, program: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The JSON contract `edgeq.export/1`; stage seconds and peak memory are added by the caller."""
     shipped, config = parts.shipped, parts.config
     worst = shipped.worst_output
@@ -163,7 +174,26 @@ def summary(folder: Path, out: Path, parts: BundleParts, float_path: Path) -> di
             "quantized": round(latency.quantized_ms, 4),
             "ratio": round(latency.ratio, 4),
         },
+        "microcontroller": None if program is None else _microcontroller(shipped, program),
         "gates": {"passed": not shipped.rejected, "missed": list(shipped.rejected)},
+    }
+
+
+def _microcontroller(shipped: Candidate, program: Mapping[str, Any]) -> dict[str, Any]:
+    """Memory of the program, and what running it gave; null where a tool was missing."""
+    memory, host, emulated = shipped.read_back.memory, program["host"], program["emulated"]
+    assert memory is not None
+    return {
+        "flash_bytes": memory.flash,
+        "ram_bytes": memory.ram,
+        "arena_bytes": memory.arena,
+        "code_bytes": emulated and emulated["code_bytes"],
+        "stack_bytes": emulated and emulated["stack_bytes"],
+        "machine": emulated and emulated["machine"],
+        "instructions": emulated and emulated["total"],
+        "share": emulated and emulated["share"],
+        "exact": None if not (host or emulated) else all(run["different"] == 0 for run in (host, emulated) if run),
+        "not_measured": list(program["not_measured"]),
     }
 
 

@@ -164,9 +164,10 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
         candidate = candidates.measure_fidelity(
             candidate, legalized, graph, loaded.output_names, held_out, session.reference, session.threads
         )
-        candidate = candidates.measure_latency(
-            candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
-        )
+        if session.exporter.float_format == session.exporter.name:
+            candidate = candidates.measure_latency(
+                candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
+            )
     return candidates.judge(candidate, session.config.min_sqnr_db, session.config.budget_kb)
 
 

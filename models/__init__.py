@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, str] = {
     "vit": "edgeq.models.vit:load_vit",
+    "cnn": "edgeq.models.vit:load_vit",
 }
 
 
@@ -48,6 +49,22 @@ MODELS: dict[str, ModelEntry] = {
             "vit",
             "edgeq, trained from scratch by tools/train_reference.py",
             "ViT with a convolutional stem, 1.1 M parameters, 32x32, CIFAR-10",
+            "Apache-2.0",
+            ships_weights=True,
+        ),
+        ModelEntry(
+            "vit_micro",
+            "vit",
+            "edgeq, trained from scratch by tools/train_reference.py",
+            "the same for microcontrollers, 0.23 M parameters",
+            "Apache-2.0",
+            ships_weights=True,
+        ),
+        ModelEntry(
+            "cifar_cnn",
+            "cnn",
+            "edgeq, trained from scratch by tools/train_reference.py",
+            "ResNet of 8 layers for microcontrollers, 0.08 M parameters, 32x32, CIFAR-10",
             "Apache-2.0",
             ships_weights=True,
         ),

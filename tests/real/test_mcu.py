@@ -122,6 +122,6 @@ def test_generated_c_of_the_vit(nano: Nano, line: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
 def test_the_vit_runs_on_an_emulated_core(nano: Nano, core: str, tmp_path: Path) -> None:
     write_project(nano.graph, tmp_path, codes_of(nano.graph, nano.images[:1]))
-    run = run_emulated(tmp_path, "vit_nano", core)
-    assert run.different == 0
+    run = run_emulated(tmp_path, core)
+    assert run.outcome.different == 0
     assert len(run.layers) == len(nano.graph.ops)

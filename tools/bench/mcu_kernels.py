@@ -191,8 +191,8 @@ def count(layer: Layer, core: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_project(graph, Path(folder), [codes])
         run = run_emulated(Path(folder), "bench", core)
-    if run.different:
-        raise SystemExit(f"{core}: {run.different} codes differ")
+    if run.outcome.different:
+        raise SystemExit(f"{core}: {run.outcome.different} codes differ")
     return run.layers[0]
 
 
