@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from edgeq.artifact import Artifact, model_bytes
 from edgeq.config_keys import SUFFIXES
-from edgeq.data import ImageSource, open_images, preprocess
+from edgeq.data import Source, open_images, preprocess
 from edgeq.devices import RuntimeModel, open_model
 from edgeq.devices.base import Array
 from edgeq.devices.timing import PairedLatency, Runs, paired_latency
@@ -207,11 +208,11 @@ def open_inputs(
     return Inputs(str(data), count, _reader(source, how), _labels(source, artifact.manifest.labels, count))
 
 
-def _reader(source: ImageSource, how: Preprocess) -> Callable[[int], tuple[Array, ...]]:
+def _reader(source: Source[Image.Image], how: Preprocess) -> Callable[[int], tuple[Array, ...]]:
     return lambda index: (preprocess(source.read(index), how)[None],)
 
 
-def _labels(source: ImageSource, names: Sequence[str] | None, count: int) -> tuple[int, ...] | None:
+def _labels(source: Source[Image.Image], names: Sequence[str] | None, count: int) -> tuple[int, ...] | None:
     """Labels as the model counts its classes: by name where both sides name the same ones, else by number."""
     labels = [item.label for item in source.items[:count]]
     if any(label is None for label in labels):

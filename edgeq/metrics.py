@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +168,49 @@ def bootstrap_difference(
         ]
     )
     low, high = np.quantile(means / scores.size, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_score(scores: Sequence[float]) -> float:
+    """The score of a data set whose metric is a mean over its samples."""
+    return float(np.mean(scores))
+
+
+def bootstrap_totals(
+    test: Sequence[Any],
+    reference: Sequence[Any],
+    total: Callable[[Sequence[Any]], float],
+    *,
+    seed: int,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `total(test) - total(reference)` over paired samples, as `bootstrap_difference`.
+
+    Args:
+        test: One record a sample.
+        reference: Records of the same samples.
+        total: The score of a data set from its records; not a number where a draw has none (such draws are left out).
+        seed: Of the draws.
+        level: Coverage, 0 to 1.
+        resamples: Number of draws.
+
+    Raises:
+        InternalError: The numbers of records differ, are 0, or no draw has a score.
+    """
+    if total is mean_score:
+        return bootstrap_difference(test, reference, seed=seed, level=level, resamples=resamples)
+    if len(test) != len(reference) or not test:
+        raise InternalError(f"no paired records: {len(test)} and {len(reference)}", code="EQ-Z021")
+    generator = np.random.default_rng(seed)
+    differences = []
+    for _ in range(resamples):
+        drawn = generator.integers(len(test), size=len(test))
+        differences.append(total([test[i] for i in drawn]) - total([reference[i] for i in drawn]))
+    found = np.asarray(differences)[np.isfinite(differences)]
+    if found.size == 0:
+        raise InternalError("no draw has a score", code="EQ-Z021")
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
-from edgeq.data import ImageSource, Item, open_images, split
+from edgeq.data import Item, Source, split
 from edgeq.devices import open_model
 from edgeq.errors import DataError, UsageError
-from edgeq.metrics import bootstrap_difference
-from edgeq.models.base import ModelAdapter
+from edgeq.metrics import bootstrap_totals
+from edgeq.models.base import Metric, ModelAdapter
 
 HELD_OUT = 32
 
@@ -26,14 +25,14 @@ class Samples:
     """Calibration items and held-out network inputs; no item is in both.
 
     Args:
-        source: Where the images come from.
-        adapter: Turns images into inputs.
+        source: Where the items come from.
+        adapter: Turns them into inputs.
         calibration_index: Chosen items of the source.
         held_out_index: Items of the source kept for fidelity.
         held_out: Their network inputs.
     """
 
-    source: ImageSource
+    source: Source[Any]
     adapter: ModelAdapter
     calibration_index: tuple[int, ...]
     held_out_index: tuple[int, ...]
@@ -57,19 +56,20 @@ class Samples:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A task metric of float and artifact on the same labelled items, in points of 100.
+    """A task metric of float and artifact on the same labelled items.
 
     Args:
         metric: Its name.
+        higher_is_better: False for errors.
         float_score: Score of the float file.
         quantized_score: Score of the artifact.
         interval: 95 % paired bootstrap interval of quantized minus float.
-        agreement: Share of items on which both score alike.
+        agreement: How far both agree on an item, 0 to 1, on average.
         n: Items.
-        per_item: Scores (float, artifact) of each item.
     """
 
     metric: str
+    higher_is_better: bool
     float_score: float
     quantized_score: float
     interval: tuple[float, float]
@@ -78,8 +78,9 @@ class Evaluation:
 
     @property
     def drop(self) -> float:
-        """Points lost."""
-        return self.float_score - self.quantized_score
+        """Points lost; negative where the artifact is better."""
+        lost = self.float_score - self.quantized_score
+        return lost if self.higher_is_better else -lost
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; the first four fields are those of `edgeq.export/1`."""
@@ -103,18 +104,18 @@ def collect_samples(config: ExportConfig, adapter: ModelAdapter) -> Samples:
     path = config.calib or adapter.sample_file
     if path is None:
         raise UsageError(
-            f"{adapter.loaded.name} ships no calibration images",
+            f"{adapter.loaded.name} ships no calibration data",
             code="EQ-U017",
-            hint="add --calib FOLDER with some 100 photos like those the device will see",
+            hint="add --calib FOLDER with some 100 samples like those the device will meet",
         )
-    source = open_images(path, role="calibration")
+    source = adapter.open(path, "calibration")
     held_out = min(HELD_OUT, max(1, len(source) // 4))
     chosen, kept = split(source, calibration=config.samples, holdout=held_out, seed=config.seed)
     inputs = [adapter.inputs(source.read(i)) for i in kept]
     return Samples(source, adapter, chosen, kept, inputs)
 
 
-def open_labelled(config: ExportConfig, samples: Samples) -> ImageSource | None:
+def open_labelled(config: ExportConfig, adapter: ModelAdapter, samples: Samples) -> Source[Any] | None:
     """The labelled items of `--data`, None without it; checked before any long work begins.
 
     Raises:
@@ -122,7 +123,7 @@ def open_labelled(config: ExportConfig, samples: Samples) -> ImageSource | None:
     """
     if config.data is None:
         return None
-    source = open_images(config.data, role="evaluation")
+    source = adapter.open(config.data, "evaluation")
     if any(item.label is None for item in source.items):
         raise DataError(
             f"{config.data} carries no labels",
@@ -134,10 +135,10 @@ def open_labelled(config: ExportConfig, samples: Samples) -> ImageSource | None:
     leaked = [item.id for item in source.items if item.sha256 in seen]
     if leaked:
         raise DataError(
-            f"{len(leaked)} evaluation images were used for calibration, first {leaked[0]}",
+            f"{len(leaked)} evaluation items were used for calibration, first {leaked[0]}",
             code="EQ-D021",
             place=str(config.data),
-            hint="give --calib other images than --data",
+            hint="give --calib other items than --data",
         )
     return source
 
@@ -145,28 +146,40 @@ def open_labelled(config: ExportConfig, samples: Samples) -> ImageSource | None:
 def evaluate(
     config: ExportConfig,
     adapter: ModelAdapter,
-    source: ImageSource,
+    source: Source[Any],
     float_path: Path,
     path: Path,
     threads: int,
     advance: Callable[[int], None],
 ) -> Evaluation:
     """Score the float file and the artifact on the items of `open_labelled`."""
-    labels = [item.label for item in source.items if item.label is not None]
     count = min(len(source), config.limit) if config.limit else len(source)
     reference, quantized = open_model(float_path, threads=threads), open_model(path, threads=threads)
-    scores = np.zeros((count, 2))
+    records: tuple[list[Any], list[Any]] = [], []
     for index in range(count):
-        image: Image.Image = source.read(index)
-        inputs = adapter.inputs(image)
-        scores[index] = [adapter.score(m.run(*inputs), labels[index]) for m in (reference, quantized)]
+        sample, label = source.read(index), source.items[index].label
+        inputs = adapter.inputs(sample)
+        for model, noted in zip((reference, quantized), records, strict=True):
+            noted.append(adapter.judge(model.run(*inputs), sample, label))
         advance(1)
-    low, high = bootstrap_difference(scores[:, 1], scores[:, 0], seed=config.seed)
+    return score(adapter.metric, *records, seed=config.seed)
+
+
+def score(metric: Metric, reference: Sequence[Any], quantized: Sequence[Any], *, seed: int) -> Evaluation:
+    """The metric of two models from the records of the same samples.
+
+    Args:
+        metric: The task's.
+        reference: Records of the float model.
+        quantized: Records of the artifact.
+        seed: Of the interval's draws.
+    """
     return Evaluation(
-        metric=adapter.metric.name,
-        float_score=float(scores[:, 0].mean()),
-        quantized_score=float(scores[:, 1].mean()),
-        interval=(low, high),
-        agreement=float((scores[:, 0] == scores[:, 1]).mean()),
-        n=count,
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        float_score=metric.total(reference),
+        quantized_score=metric.total(quantized),
+        interval=bootstrap_totals(quantized, reference, metric.total, seed=seed, resamples=metric.resamples),
+        agreement=float(np.mean([metric.alike(a, b) for a, b in zip(reference, quantized, strict=True)])),
+        n=len(reference),
     )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from edgeq import candidate as candidates
 from edgeq.cache import calibration_key, load, store
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
-from edgeq.data import ImageSource
+from edgeq.data import Source
 from edgeq.devices import get_target, open_model
 from edgeq.devices.base import Target
 from edgeq.errors import ModelError, UsageError
@@ -82,7 +83,7 @@ class Session:
     fitted: dict[str, Fitted]
     float_path: Path
     reference: list[Arrays]
-    labelled: ImageSource | None
+    labelled: Source[Any] | None
     threads: int
 
 
@@ -114,7 +115,7 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Session:
     with stages.step("load"):
         target, exporter, adapter = resolve(config)
         samples = collect_samples(config, adapter)
-        labelled = open_labelled(config, samples)
+        labelled = open_labelled(config, adapter, samples)
     with stages.step("convert float"):
         writer = exporter if exporter.float_format == exporter.name else get_exporter(exporter.float_format)
         float_path = scratch / f"float-{writer.file_name}"

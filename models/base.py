@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import fx
 
+from edgeq.data import Role, Source
 from edgeq.errors import ModelError, UsageError, unknown_name
+from edgeq.metrics import RESAMPLES, mean_score
 from edgeq.models import FAMILIES, MODELS
 from edgeq.spec import Preprocess
 
@@ -67,10 +69,23 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Metric:
-    """A task metric: how one sample scores, higher is better; the data set's score is the mean, in points of 100."""
+    """A task metric: what is noted of every sample (`ModelAdapter.judge`), and the score that many notes make.
+
+    Args:
+        name: As the field calls it (`top1`, `mAP50-95`, `WER`).
+        unit: Of the score; `--max-drop` is in it.
+        total: Score of a data set from the records of its samples.
+        higher_is_better: False for errors.
+        alike: Agreement of two models' records of one sample, 0 to 1.
+        resamples: Draws of the bootstrap interval; few where `total` takes long.
+    """
 
     name: str
     unit: str
+    total: Callable[[Sequence[Any]], float] = mean_score
+    higher_is_better: bool = True
+    alike: Callable[[Any, Any], float] = operator.eq
+    resamples: int = RESAMPLES
 
 
 class ModelAdapter(Protocol):
@@ -78,13 +93,20 @@ class ModelAdapter(Protocol):
 
     loaded: LoadedModel
     metric: Metric
-    sample_file: Path | None  # calibration images that ship with the model
+    sample_file: Path | None  # calibration data that ships with the model
 
-    def inputs(self, image: Image.Image) -> tuple[NDArray[np.float32], ...]:
-        """Network inputs, batch 1, of one image."""
+    def open(self, path: Path, role: Role) -> Source[Any]:
+        """Samples of the family on disk, with labels where they are found.
 
-    def score(self, outputs: Sequence[NDArray[np.float32]], label: int) -> float:
-        """The metric of one sample, given the network's outputs."""
+        Raises:
+            DataError: Nothing usable is there.
+        """
+
+    def inputs(self, sample: Any) -> tuple[NDArray[np.float32], ...]:
+        """Network inputs, batch 1, of one sample."""
+
+    def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Any, label: Any) -> Any:
+        """What the metric needs to know of one sample, given the network's outputs."""
 
 
 def parse_model(name: str, family: str | None, weights: Path | None) -> ModelRequest:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, fx, nn
 
-from edgeq.data import preprocess
+from edgeq.data import Role, Source, open_images, preprocess
 from edgeq.errors import MissingError, ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
@@ -40,12 +40,17 @@ class VitAdapter:
         self.loaded = loaded
         self.sample_file = sample_file
 
-    def inputs(self, image: Image.Image) -> tuple[NDArray[np.float32], ...]:
-        """The image as `(1, 3, H, W)`, normalized."""
-        return (preprocess(image, self.loaded.preprocess)[np.newaxis],)
+    def open(self, path: Path, role: Role) -> Source[Image.Image]:
+        """Images: a folder, one folder a class, a packed file or a single one."""
+        return open_images(path, role=role)
 
-    def score(self, outputs: Sequence[NDArray[np.float32]], label: int) -> float:
+    def inputs(self, sample: Image.Image) -> tuple[NDArray[np.float32], ...]:
+        """The image as `(1, 3, H, W)`, normalized."""
+        return (preprocess(sample, self.loaded.preprocess)[np.newaxis],)
+
+    def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Image.Image, label: int) -> float:
         """100 when the largest of the logits `(1, classes)` is the label's, else 0."""
+        del sample
         return 100.0 * float(int(np.argmax(outputs[0])) == int(label))
 
 

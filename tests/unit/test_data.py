@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeq.data import ImageSource, Item, decode, open_images, preprocess, split
+from edgeq.data import Item, Source, decode, open_images, preprocess, split
 from edgeq.errors import DataError
 from edgeq.spec import Preprocess
 
@@ -66,7 +66,7 @@ def refusal(path: Path) -> DataError:
     return caught.value
 
 
-def ids(source: ImageSource) -> list[str]:
+def ids(source: Source[Image.Image]) -> list[str]:
     return [item.id for item in source.items]
 
 
@@ -340,8 +340,8 @@ def test_normalization_by_hand() -> None:
     assert result[:, 0, 0].tolist() == [1, -2, 0]
 
 
-def source_of(hashes: list[int]) -> ImageSource:
-    return ImageSource("here", tuple(Item(str(i), f"{h:064x}") for i, h in enumerate(hashes)), None, lambda _: b"")
+def source_of(hashes: list[int]) -> Source[Image.Image]:
+    return Source("here", tuple(Item(str(i), f"{h:064x}") for i, h in enumerate(hashes)), None, lambda _: b"", decode)
 
 
 @given(

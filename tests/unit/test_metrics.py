@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeq.errors import InternalError, ModelError
-from edgeq.metrics import agreement, bootstrap_difference, sqnr_db, summarize, top1
+from edgeq.metrics import agreement, bootstrap_difference, bootstrap_totals, mean_score, sqnr_db, summarize, top1
 
 ARRAYS = hnp.arrays(np.float32, st.integers(2, 30), elements=st.floats(-1e6, 1e6, width=32))
 
@@ -114,3 +115,22 @@ def test_bootstrap_refuses_what_is_not_paired(scores: tuple[list[float], list[fl
     with pytest.raises(InternalError) as caught:
         bootstrap_difference(*scores, seed=0)
     assert caught.value.code == "EQ-Z021"
+
+
+def test_bootstrap_of_a_total_pairs_the_records_and_leaves_out_draws_without_a_score() -> None:
+    def errors_per_word(records: Sequence[tuple[int, int]]) -> float:
+        words = sum(r[1] for r in records)
+        return 100 * sum(r[0] for r in records) / words if words else math.nan
+
+    base = [(0, 5), (1, 4), (0, 0), (2, 9)] * 5
+    worse = [(e + (w > 4), w) for e, w in base]
+    low, high = bootstrap_totals(worse, base, errors_per_word, seed=3, resamples=300)
+    assert 0 <= low < errors_per_word(worse) - errors_per_word(base) < high
+    assert bootstrap_totals(base, base, errors_per_word, seed=3, resamples=50) == (0, 0)
+    scores = [0.0, 100.0, 100.0, 0.0]
+    assert bootstrap_totals(scores, scores[::-1], mean_score, seed=0) == bootstrap_difference(
+        scores, scores[::-1], seed=0
+    )
+    for bad in ([], [(0, 0)]):
+        with pytest.raises(InternalError):
+            bootstrap_totals(bad, bad, errors_per_word, seed=0)

@@ -1,8 +1,4 @@
-"""Images on disk, as calibration or evaluation data, and how an image becomes a network input.
-
-Calibration data is always real: there is no option for random or synthetic samples, because ranges measured on them
-say nothing about photos.
-"""
+"""Images on disk, and how an image becomes a network input."""
 
 from __future__ import annotations
 
@@ -14,15 +10,15 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from edgeq.data.source import OPTION, Item, Role, Source, file_digest, unreadable
 from edgeq.errors import DataError
 from edgeq.spec import Preprocess
 
@@ -30,8 +26,6 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff",
 MAX_SIDE_RATIO = 100
 """Longest allowed side in units of the shorter: a resize to the shorter side would blow up a strip."""
 
-Role = Literal["calibration", "evaluation"]
-_OPTION = {"calibration": "--calib", "evaluation": "--data"}
 _VALUE_ERRORS = (
     OSError,
     SyntaxError,
@@ -53,64 +47,7 @@ _BAD_IMAGE = (
 _BAD_CONTAINER = (*_VALUE_ERRORS, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError)
 
 
-@dataclass(frozen=True)
-class Item:
-    """One sample.
-
-    Args:
-        id: Path inside the folder, or number inside the packed file.
-        sha256: Of its encoded bytes.
-        label: Index into the source's classes, None when unlabelled.
-    """
-
-    id: str
-    sha256: str
-    label: int | None = None
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """Images that can be read one at a time.
-
-    Args:
-        place: Where they come from, for messages.
-        items: The samples, in a fixed order.
-        classes: Class names, None when unlabelled or unnamed.
-        fetch: Encoded bytes of an item, by index.
-    """
-
-    place: str
-    items: tuple[Item, ...]
-    classes: tuple[str, ...] | None
-    fetch: Callable[[int], bytes] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def read(self, index: int) -> Image.Image:
-        """Item `index` as an upright 8-bit RGB image.
-
-        Raises:
-            DataError: The bytes are no complete image, a kind that has no sound conversion, too large, or others than
-                when the source was opened.
-        """
-        item = self.items[index]
-        place = f"{self.place}/{item.id}" if len(self.items) > 1 else self.place
-        try:
-            data = self.fetch(index)
-        except OSError as error:
-            raise _unreadable(place, error) from error
-        if hashlib.sha256(data).hexdigest() != item.sha256:
-            raise DataError(
-                f"{item.id} changed while edgeq was running",
-                code="EQ-D056",
-                place=place,
-                hint="run again when nothing writes to the folder",
-            )
-        return decode(data, place)
-
-
-def open_images(path: Path, *, role: Role) -> ImageSource:
+def open_images(path: Path, *, role: Role) -> Source[Image.Image]:
     """Images from a packed `.npz`, a folder or a single file.
 
     A packed file holds `jpeg` (uint8, all encoded images one after the other), `offset` (`(n + 1,)` integers) and, when
@@ -127,7 +64,7 @@ def open_images(path: Path, *, role: Role) -> ImageSource:
         DataError: Nothing is there, no image is in it, or the packed file is damaged.
     """
     path = path.expanduser()
-    place, option = str(path), _OPTION[role]
+    place, option = str(path), OPTION[role]
     try:
         if path.is_dir():
             return _open_folder(path, place, option)
@@ -137,11 +74,11 @@ def open_images(path: Path, *, role: Role) -> ImageSource:
             )
         data = path.read_bytes()
     except OSError as error:
-        raise _unreadable(place, error) from error
+        raise unreadable(place, error) from error
     if path.suffix.lower() == ".npz":
         return _open_packed(data, place)
     decode(data, place)  # a wrong path should fail now and not in the middle of the work
-    return ImageSource(place, (Item(path.name, hashlib.sha256(data).hexdigest()),), None, lambda _: data)
+    return Source(place, (Item(path.name, hashlib.sha256(data).hexdigest()),), None, lambda _: data, decode)
 
 
 def decode(data: bytes, place: str) -> Image.Image:
@@ -214,40 +151,7 @@ def preprocess(image: Image.Image, spec: Preprocess) -> NDArray[np.float32]:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def split(source: ImageSource, calibration: int, holdout: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Indices for calibration and held out to measure fidelity on; no image is in both.
-
-    Exact copies count once (only the first can be chosen). The choice depends on the images' bytes and the seed, not on
-    their names or order. The held-out part is filled first; calibration gets what is left, up to `calibration`.
-
-    Args:
-        source: Images.
-        calibration: Most images for calibration, at least 1.
-        holdout: Images to hold out, at least 0.
-        seed: Of the choice.
-
-    Raises:
-        DataError: Too few different images.
-    """
-    first: dict[str, int] = {}
-    for index, item in enumerate(source.items):
-        first.setdefault(item.sha256, index)
-    wanted = 1 + max(0, holdout)
-    if len(first) < wanted:
-        copies = f", {len(source) - len(first)} of them copies" if len(first) < len(source) else ""
-        raise DataError(
-            f"{source.place} has {len(source)} image{'s' * (len(source) != 1)}{copies}: "
-            f"at least {wanted} different ones are needed, {holdout} of them to measure on",
-            code="EQ-D054",
-            place=source.place,
-            hint="give --calib a folder with some 100 different photos like those the device will see",
-        )
-    names = sorted(first)
-    order = [first[names[i]] for i in np.random.default_rng(seed).permutation(len(names))]
-    return tuple(sorted(order[holdout : holdout + max(1, calibration)])), tuple(sorted(order[:holdout]))
-
-
-def _open_folder(folder: Path, place: str, option: str) -> ImageSource:
+def _open_folder(folder: Path, place: str, option: str) -> Source[Image.Image]:
     inner = folder / "images"
     root = inner if inner.is_dir() else folder
     labelled = root is folder and not any(True for _ in _images_in(folder))
@@ -269,10 +173,10 @@ def _open_folder(folder: Path, place: str, option: str) -> ImageSource:
             hint=f"give {option} a folder with photos ({', '.join(sorted(SUFFIXES))})",
         )
     items = tuple(
-        Item(file.relative_to(folder).as_posix(), _file_sha256(file), label)
+        Item(file.relative_to(folder).as_posix(), file_digest(file), label)
         for file, label in zip(files, labels, strict=True)
     )
-    return ImageSource(place, items, classes, lambda index: files[index].read_bytes())
+    return Source(place, items, classes, lambda index: files[index].read_bytes(), decode)
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
@@ -293,14 +197,7 @@ def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
             yield from _walk(inner, entered)
 
 
-def _file_sha256(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise _unreadable(str(file), error) from error
-
-
-def _open_packed(data: bytes, place: str) -> ImageSource:
+def _open_packed(data: bytes, place: str) -> Source[Image.Image]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as container:
             if (bad := container.testzip()) is not None:
@@ -325,7 +222,7 @@ def _open_packed(data: bytes, place: str) -> ImageSource:
         return bytes(blob[ends[index] : ends[index + 1]])
 
     items = tuple(Item(f"{i:06d}", hashlib.sha256(fetch(i)).hexdigest(), label) for i, label in enumerate(labels))
-    return ImageSource(place, items, classes, fetch)
+    return Source(place, items, classes, fetch, decode)
 
 
 def _packed_labels(
@@ -359,15 +256,6 @@ def _to_rgb(image: Image.Image, kind: str, place: str) -> Image.Image:
 
 def _unsuitable(place: str, what: str, hint: str) -> DataError:
     return DataError(f"{Path(place).name} {what}", code="EQ-D055", place=place, hint=hint)
-
-
-def _unreadable(place: str, error: OSError) -> DataError:
-    return DataError(
-        f"cannot read {place}: {error.strerror or error}",
-        code="EQ-D057",
-        place=place,
-        hint="check that the file is there and the permissions allow reading",
-    )
 
 
 def _bad_packed(place: str, cause: str) -> DataError:

@@ -1,0 +1,138 @@
+"""Samples on disk, as calibration or evaluation data, whatever they are.
+
+Calibration data is always real: there is no option for random or synthetic samples, because ranges measured on them
+say nothing about photos or speech.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from edgeq.errors import DataError
+
+Role = Literal["calibration", "evaluation"]
+OPTION: dict[Role, str] = {"calibration": "--calib", "evaluation": "--data"}
+
+Sample = TypeVar("Sample", covariant=True)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample.
+
+    Args:
+        id: Path inside the folder, or number inside the packed file.
+        sha256: Of its encoded bytes.
+        label: The truth in the form the family's metric takes (index into the source's classes, boxes, text), None when
+            unlabelled.
+    """
+
+    id: str
+    sha256: str
+    label: Any = None
+
+
+@dataclass(frozen=True)
+class Source(Generic[Sample]):
+    """Samples that can be read one at a time.
+
+    Args:
+        place: Where they come from, for messages.
+        items: The samples, in a fixed order.
+        classes: Class names, None when unlabelled or unnamed.
+        fetch: Encoded bytes of an item, by index.
+        decode: A sample from its encoded bytes and the place to name in messages.
+        kind: What an item is, in the singular.
+    """
+
+    place: str
+    items: tuple[Item, ...]
+    classes: tuple[str, ...] | None
+    fetch: Callable[[int], bytes] = field(repr=False)
+    decode: Callable[[bytes, str], Sample] = field(repr=False)
+    kind: str = "image"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, index: int) -> Sample:
+        """Item `index`, decoded.
+
+        Raises:
+            DataError: The bytes cannot be decoded, or are others than when the source was opened.
+        """
+        item = self.items[index]
+        place = f"{self.place}/{item.id}" if len(self.items) > 1 else self.place
+        try:
+            data = self.fetch(index)
+        except OSError as error:
+            raise unreadable(place, error) from error
+        if hashlib.sha256(data).hexdigest() != item.sha256:
+            raise DataError(
+                f"{item.id} changed while edgeq was running",
+                code="EQ-D056",
+                place=place,
+                hint="run again when nothing writes to the folder",
+            )
+        return self.decode(data, place)
+
+
+def split(source: Source[Any], calibration: int, holdout: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Indices for calibration and held out to measure fidelity on; no item is in both.
+
+    Exact copies count once (only the first can be chosen). The choice depends on the items' bytes and the seed, not on
+    their names or order. The held-out part is filled first; calibration gets what is left, up to `calibration`.
+
+    Args:
+        source: The samples.
+        calibration: Most items for calibration, at least 1.
+        holdout: Items to hold out, at least 0.
+        seed: Of the choice.
+
+    Raises:
+        DataError: Too few different items.
+    """
+    first: dict[str, int] = {}
+    for index, item in enumerate(source.items):
+        first.setdefault(item.sha256, index)
+    wanted = 1 + max(0, holdout)
+    if len(first) < wanted:
+        copies = f", {len(source) - len(first)} of them copies" if len(first) < len(source) else ""
+        raise DataError(
+            f"{source.place} has {len(source)} {source.kind}{'s' * (len(source) != 1)}{copies}: "
+            f"at least {wanted} different ones are needed, {holdout} of them to measure on",
+            code="EQ-D054",
+            place=source.place,
+            hint=f"give --calib a folder with some 100 different {source.kind}s like those the device will meet",
+        )
+    names = sorted(first)
+    order = [first[names[i]] for i in np.random.default_rng(seed).permutation(len(names))]
+    return tuple(sorted(order[holdout : holdout + max(1, calibration)])), tuple(sorted(order[:holdout]))
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a data file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise unreadable(str(file), error) from error
+
+
+def unreadable(place: str, error: OSError) -> DataError:
+    """The error for data that the file system refuses."""
+    return DataError(
+        f"cannot read {place}: {error.strerror or error}",
+        code="EQ-D057",
+        place=place,
+        hint="check that the file is there and the permissions allow reading",
+    )
