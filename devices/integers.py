@@ -53,4 +53,6 @@ class IntegerModel:
 
     def execution(self) -> Execution:
         """Every operation, by the kernel that the C has for it."""
-        return Execution(tuple(ExecutedOp(op.output, type(op).__name__, "C99", True, (op.output,)) for op in self.graph.ops))
+        return Execution(
+            tuple(ExecutedOp(op.output, type(op).__name__, "C99", True, (op.output,)) for op in self.graph.ops)
+        )

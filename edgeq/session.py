@@ -91,7 +91,7 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter]:
     """Target, exporter and model of a configuration; cheap questions first.
 
     Raises:
-        UsageError: A name is unknown, the scheme does not exist for the format; EQ-U600, the target runs no such format.
+        UsageError: A name is unknown, or the scheme for the format; EQ-U600, the target does not run the format.
         ModelError: The model cannot be used.
     """
     target = get_target(config.device)

@@ -26,7 +26,6 @@ from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.models.reference import CLASSES, PREPROCESS, REFERENCE
 from edgeq.spec import Preprocess
 
-
 _HEADS = ("heads.head.weight", "head.weight", "fc.weight", "classifier.1.weight", "classifier.3.weight")
 """Last layers of torchvision's classifiers."""
 
@@ -169,7 +168,7 @@ def _load_onnx(path: Path, family: str) -> VitAdapter:
     shape = imported.input_shapes[0]
     if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
         raise ModelError(
-            f"a classifier takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
+            f"{family} takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
             code="EQ-M008",
             place=path.name,
             hint="edgeq models lists the families and what they take",

@@ -200,7 +200,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--erase", action=argparse.BooleanOptionalAction, default=True, help="small networks do without")
+    parser.add_argument(
+        "--erase", action=argparse.BooleanOptionalAction, default=True, help="small networks do without"
+    )
     parser.add_argument("--work", type=Path, help="folder of the checkpoint (default out/train_MODEL)")
     parser.add_argument("--out", type=Path, help="default models/weights/MODEL.safetensors")
     args = parser.parse_args()

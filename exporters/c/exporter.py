@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from edgeq.errors import InternalError, ModelError, unknown_name
+from edgeq.errors import InternalError, ModelError, UsageError
 from edgeq.exporters.base import FileOp, ReadBack
 from edgeq.exporters.c.memory import memory_of
 from edgeq.graph.integer import integer_config, integer_rules
@@ -35,10 +35,11 @@ class CExporter:
         """Products at the widths of `precision`, everything between in 16 bits.
 
         Raises:
-            UsageError: EQ-U007 for another scheme than `integer`.
+            UsageError: EQ-U011 for another scheme than `integer`.
         """
         if scheme not in self.schemes:
-            raise unknown_name("scheme for C", scheme, ("auto", *self.schemes), code="EQ-U007")
+            message, hint = f"C has no scheme {scheme!r}: every operation runs in integers", "leave --scheme out"
+            raise UsageError(message, code="EQ-U011", place="--scheme", hint=hint)
         return integer_config(precision)
 
     def prepare(self, graph: fx.GraphModule) -> fx.GraphModule:
@@ -85,7 +86,9 @@ class CExporter:
                 else:
                     found[tensor.name] = codes_in_plan_order(op).astype(np.int32)
         missing = tuple(tensor.name for tensor in planned if tensor.name not in found)
-        ops = tuple(FileOp(i, type(op).__name__, op.output, macs(op), "int8", _bytes(op)) for i, op in enumerate(graph.ops))
+        ops = tuple(
+            FileOp(i, type(op).__name__, op.output, macs(op), "int8", _bytes(op)) for i, op in enumerate(graph.ops)
+        )
         return ReadBack(ops, found, missing, tuple(extra), memory_of(graph))
 
 

@@ -13,15 +13,19 @@ from torch import fx
 
 from edgeq.data import open_images
 from edgeq.devices.cortex_m import missing_tools, run_emulated
+from edgeq.exporters import get_exporter
 from edgeq.exporters.c.project import write_project
-from edgeq.firmware import integer_network
 from edgeq.graph.intgraph.graph import IntGraph, Norm, Softmax
 from edgeq.graph.intgraph.interpret import dequantize_output, interpret, quantize_input, trace
-from edgeq.graph.legalize import Legalized
+from edgeq.graph.intgraph.lower import lower
+from edgeq.graph.legalize import Legalized, legalize, observed
+from edgeq.graph.solve import Rounding
+from edgeq.graph.transforms.transformer import Batches
 from edgeq.metrics import sqnr_db
 from edgeq.models import load_model
 from edgeq.models.base import parse_model
-from edgeq.recipe import Recipe
+from edgeq.quant.calibrator import calibrate
+from edgeq.recipe import Recipe, place_scheme, transform_graph
 from edgeq.spec import Precision
 from tests.unit.exporters.test_c_project import SANITIZERS, selftest
 from tests.unit.graph.intgraphs import Sample, codes_of
@@ -40,6 +44,17 @@ class Nano:
     labels: list[int]
 
 
+def integer_network(network: fx.GraphModule, batches: Batches, recipe: Recipe) -> tuple[IntGraph, Legalized]:
+    """What an export makes of a network for microcontrollers."""
+    exporter = get_exporter("c")
+    graph, _ = transform_graph(recipe.transform, network, batches, 0)
+    config, placement = place_scheme(graph, exporter, "integer", recipe.precision)
+    statistics = calibrate(graph, observed(graph, placement), batches())
+    rounding = Rounding(recipe.rounding, lambda: list(batches()))
+    form = legalize(graph, placement, config, exporter.rules, statistics, "integer", rounding)
+    return lower(form.emission, form.plan, "vit_nano"), form
+
+
 @pytest.fixture(scope="module")
 def nano(real_data: Path) -> Nano:
     adapter = load_model(parse_model("vit_nano", None, None))
@@ -53,7 +68,7 @@ def nano(real_data: Path) -> Nano:
     def calibration() -> Iterator[Sample]:
         return (sample(i) for i in range(32))
 
-    graph, form = integer_network(network, "vit_nano", calibration, Recipe("none", "nearest", Precision()))
+    graph, form = integer_network(network, calibration, Recipe("none", "nearest", Precision()))
     held_out = range(100, 200)
     labels = [int(np.load(real_data / "cifar10" / "test.npz")["label"][i]) for i in held_out]
     return Nano(form, graph, network, [sample(i) for i in held_out], labels)
@@ -102,7 +117,7 @@ def test_tables_and_roots_on_real_activations(nano: Nano, kind: type[Softmax] | 
 
 def test_the_transformed_vit_has_integer_kernels_too(nano: Nano) -> None:
     recipe = Recipe("transformer", "nearest", Precision())
-    graph, _ = integer_network(nano.network, "vit_nano", lambda: iter(nano.images[:8]), recipe)
+    graph, _ = integer_network(nano.network, lambda: iter(nano.images[:8]), recipe)
     found = []
     for image, codes in zip(nano.images[50:60], codes_of(graph, nano.images[50:60]), strict=True):
         with torch.no_grad():
