@@ -137,6 +137,21 @@ class Execution:
         return {"kernels": self.kernels(), "conversions": self.conversions, "settings": dict(self.settings)}
 
 
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs on a device.
+
+    Args:
+        name: Of the layer.
+        op: Kind of operation.
+        value: Milliseconds or instructions.
+    """
+
+    name: str
+    op: str
+    value: float
+
+
 class RuntimeModel(Protocol):
     """A model file loaded by its runtime in this process: real arrays in, real arrays out."""
 

@@ -138,7 +138,7 @@ def _show(console: Console, result: ExportResult) -> None:
         console.warn("a gate failed and --force shipped the artifact all the same")
     run = f"python {result.artifact / 'run.py'}"
     if summary["microcontroller"]:
-        run = f"make -C {result.artifact / 'c'} test"
+        run = f"edgeq verify {result.artifact} --on {_best_device(summary['microcontroller'])}"
     console.result(f"{result.artifact}  next: {run}, edgeq inspect {result.artifact}")
 
 
@@ -155,6 +155,10 @@ def _show_program(console: Console, program: Mapping[str, Any], target: Target) 
         console.result(f"{program['instructions']:,} instructions on {program['machine']} (not cycles): {share}")
     for reason in program["not_measured"]:
         console.result(f"not measured: {reason}")
+
+
+def _best_device(program: Mapping[str, Any]) -> str:
+    return f"qemu://{program['machine']}" if program["machine"] else "local"
 
 
 def _row(candidate: Candidate, ships: bool) -> tuple[object, ...]:

@@ -123,3 +123,23 @@ def test_a_stopped_export_leaves_nothing(tmp_path: Path) -> None:
         process.communicate(timeout=60)
     assert process.returncode == 130
     assert not (tmp_path / "out").exists()
+
+
+def test_verify_and_profile_speak_json_and_tables(exported: Exported) -> None:
+    cwd, summary = exported
+    board = "local" if missing_tools() else "qemu://mps2-an386"
+    done = edgeq("verify", summary["artifact"], "--on", board, "--json", cwd=cwd)
+    assert done.returncode == 0 and json.loads(done.stdout)["exact"] is True
+    done = edgeq("profile", summary["artifact"], "--on", board, "--json", cwd=cwd)
+    found = json.loads(done.stdout)
+    assert found["schema"] == "edgeq.profile/1" and len(found["layers"]) > 10
+    done = edgeq("profile", summary["artifact"], "--on", board, "--per-op", cwd=cwd)
+    assert done.returncode == 0 and "stages_0_second_0" in done.stdout
+    done = edgeq("profile", summary["artifact"], "--on", "serial:///dev/ttyS0", "--json", cwd=cwd)
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (2, "EQ-U602")
+    weights = cwd / summary["artifact"] / "c" / "cifar_cnn_weights.c"
+    kept = weights.read_text()
+    weights.write_text(kept.replace("1, ", "2, ", 1))
+    done = edgeq("verify", summary["artifact"], "--json", cwd=cwd)
+    weights.write_text(kept)
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (3, "EQ-I042")
