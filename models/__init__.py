@@ -56,7 +56,7 @@ MODELS: dict[str, ModelEntry] = {
             "vit_micro",
             "vit",
             "edgeq, trained from scratch by tools/train_reference.py",
-            "the same for microcontrollers, 0.23 M parameters",
+            "The same for microcontrollers: 0.23 M parameters, 32x32, CIFAR-10",
             "Apache-2.0",
             ships_weights=True,
         ),

@@ -166,7 +166,7 @@ def _row(candidate: Candidate, ships: bool) -> tuple[object, ...]:
     worst = candidate.worst_output
     return (
         candidate.scheme,
-        round(candidate.bytes / 1e6, 2),
+        round(candidate.bytes / 1e6, 2 if candidate.bytes >= 1e6 else 3),
         None if worst is None else round(worst.median, 1),
         None if worst is None else round(worst.worst, 1),
         None if candidate.latency is None else round(candidate.latency.ratio, 3),

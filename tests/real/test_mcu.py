@@ -14,8 +14,9 @@ from torch import fx
 from edgeq.data import open_images
 from edgeq.devices.cortex_m import missing_tools, run_emulated
 from edgeq.exporters import get_exporter
+from edgeq.exporters.c.exporter import codes_in_plan_order
 from edgeq.exporters.c.project import write_project
-from edgeq.graph.intgraph.graph import IntGraph, Norm, Softmax
+from edgeq.graph.intgraph.graph import Conv, FullyConnected, IntGraph, Norm, Softmax
 from edgeq.graph.intgraph.interpret import dequantize_output, interpret, quantize_input, trace
 from edgeq.graph.intgraph.lower import lower
 from edgeq.graph.legalize import Legalized, legalize, observed
@@ -26,7 +27,7 @@ from edgeq.models import load_model
 from edgeq.models.base import parse_model
 from edgeq.quant.calibrator import calibrate
 from edgeq.recipe import Recipe, place_scheme, transform_graph
-from edgeq.spec import Precision
+from edgeq.spec import Precision, codes_hash
 from tests.unit.exporters.test_c_project import SANITIZERS, selftest
 from tests.unit.graph.intgraphs import Sample, codes_of
 
@@ -140,3 +141,35 @@ def test_the_vit_runs_on_an_emulated_core(nano: Nano, core: str, tmp_path: Path)
     run = run_emulated(tmp_path, core)
     assert run.outcome.different == 0
     assert len(run.layers) == len(nano.graph.ops)
+
+
+@pytest.mark.parametrize("name", ["cifar_cnn", "vit_micro"])
+def test_the_small_networks_keep_their_accuracy(name: str, real_data: Path) -> None:
+    adapter = load_model(parse_model(name, None, None))
+    calibration = open_images(adapter.sample_file or real_data, role="calibration")
+
+    def batches() -> Iterator[Sample]:
+        for index in range(0, 100, 2):
+            yield tuple(torch.from_numpy(a) for a in adapter.inputs(calibration.read(index)))
+
+    network = adapter.loaded.graph
+    graph, form = integer_network(network, batches, Recipe("none", "gptq", Precision()))
+    assert sum(codes.nbytes for codes in read_back_weights(graph, form).values()) <= 256 * 1024
+    source = open_images(real_data / "cifar10" / "test.npz", role="evaluation")
+    hits = [0, 0]
+    for index in range(len(source)):
+        sample = tuple(torch.from_numpy(a) for a in adapter.inputs(source.read(index)))
+        with torch.no_grad():
+            exact = network(*sample)[0].numpy()
+        found = dequantize_output(graph, graph.outputs[0], interpret(graph, codes_of(graph, [sample])[0])[0])
+        for side, logits in enumerate((exact, found)):
+            hits[side] += int(np.argmax(logits) == source.items[index].label)
+    assert abs(hits[0] - hits[1]) <= 0.01 * len(source)
+
+
+def read_back_weights(graph: IntGraph, form: Legalized) -> dict[str, np.ndarray]:
+    """The weights of a network as bytes, all of the plan."""
+    layers = [op for op in graph.ops if isinstance(op, (Conv, FullyConnected))]
+    codes = {op.name: codes_in_plan_order(op) for op in layers}
+    assert {codes_hash(c) for c in codes.values()} == {t.codes_sha256 for t in form.plan.weights()}
+    return {name: c.astype(np.int8) for name, c in codes.items()}
