@@ -3,8 +3,8 @@
     python tools/bench/mcu_networks.py --data DATA_FOLDER [--again]
 
 `DATA_FOLDER` holds `cifar10/test.npz` (labelled, 1000 images that nothing was trained or selected on). Each row is an
-export, calibrated on the images that ship with the models; what was measured before is kept. Instructions are counted in
-QEMU and are no cycles. Needs arm-none-eabi-gcc and qemu-system-arm.
+export, calibrated on the images that ship with the models; what was measured before is kept. QEMU counts instructions,
+which are no cycles. Needs arm-none-eabi-gcc and qemu-system-arm.
 """
 
 from __future__ import annotations
