@@ -209,31 +209,16 @@ static inline int32x4_t NAME_dot14_bytes(
 void NAME_products_bytes(const int8_t *const *x, int32_t rows, const NAME_layer *layer, void *y, int32_t at)
 {
     const NAME_layer own = *layer;
-    const NAME_scaling *s = &own.scaling;
     const int32_t n = own.inner;
     const int8_t *w = own.codes;
-    const int32x4_t low = vdupq_n_s32(own.grid.low), high = vdupq_n_s32(own.grid.high);
     for (int32_t j = 0, left = own.outputs; left > 0; j += 4, left -= 4, w += 4 * n) {
-        const mve_pred16_t some = vctp32q((uint32_t)left);
+        const NAME_four four = NAME_channels(&own, j);
         const int8_t *w1 = left > 1 ? w + n : w; /* beyond the last output, another one again */
         const int8_t *w2 = left > 2 ? w1 + n : w;
         const int8_t *w3 = left > 3 ? w2 + n : w;
-        const int32x4_t bias = vldrwq_z_s32(own.bias + j, some);
-        int32x4_t multiplier = vdupq_n_s32(s->multiplier[0]), shift = vdupq_n_s32(s->shift[0]);
-        if (s->step) {
-            multiplier = vldrwq_z_s32(s->multiplier + j, some);
-            shift = vreinterpretq_s32_u32(vldrbq_z_u32(s->shift + j, some));
-        }
-        shift = vsubq_s32(vdupq_n_s32(32), shift);
-        for (int32_t r = 0, to = at + j; r < rows; r++, to += own.outputs) {
-            const int32x4_t sums = vaddq_s32(NAME_dot14_bytes(x[r], w, w1, w2, w3, n), bias);
-            int32x4_t code = vrshlq_s32(vmulhq_s32(vshlq_r_s32(sums, s->left), multiplier), shift);
-            code = vminq_s32(vmaxq_s32(vaddq_n_s32(code, own.grid.zero), low), high);
-            if (own.grid.wide) {
-                vstrhq_p_s32((int16_t *)y + to, code, some);
-            } else {
-                vstrbq_p_s32((int8_t *)y + to, code, some);
-            }
+        for (int32_t r = 0; r < rows; r++) {
+            const int32x4_t sums = NAME_dot14_bytes(x[r], w, w1, w2, w3, n);
+            NAME_finish4(sums, four, &own, y, at + j + r * own.outputs);
         }
     }
 }
