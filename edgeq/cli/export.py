@@ -37,7 +37,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--device", metavar="TARGET", shell_complete=complete_device, help="Where it will run: `edgeq devices`.")
-@click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit.")
+@click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit, cnn.")
 @click.option("--weights", type=_PATH, metavar="FILE", help="Checkpoint of a named architecture (.safetensors, .pth).")
 @click.option(
     "--calib", type=_PATH, metavar="PATH", help="Photos like those the device will see; a quarter is held out."
