@@ -48,6 +48,7 @@ class ExportConfig:
         method: How tensors are made to fit their grids, and how ranges are chosen.
         rounding: How weights are rounded.
         calib: Calibration samples.
+        degrade: Degradations of half the calibration samples, where weights are rounded and widths tried.
         samples: Number of calibration samples to use.
         data: Labelled data for the task metric.
         limit: Evaluate at most this many items of `data`.
@@ -79,6 +80,7 @@ class ExportConfig:
     method: str = "auto"
     rounding: str = "auto"
     calib: Path | None = None
+    degrade: str = "none"
     samples: int = 128
     data: Path | None = None
     limit: int | None = None

@@ -29,6 +29,7 @@ from edgeq.cli import (
     models,
     profile,
     reproduce,
+    validate,
     verify,
 )
 from edgeq.cli.console import Console, Talk
@@ -81,6 +82,7 @@ for _command in (
     export.export,
     profile.profile,
     verify.verify,
+    validate.validate,
     compare.compare,
     inspect.inspect,
     reproduce.reproduce,
