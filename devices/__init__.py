@@ -29,6 +29,7 @@ RUNTIMES: dict[str, str] = {
     "tflite": "edgeq.devices.litert:LiteRtModel",
     "openvino": "edgeq.devices.openvino:OpenVinoModel",
     "onnx": "edgeq.devices.ort:OrtModel",
+    "c": "edgeq.devices.integers:IntegerModel",
 }
 
 

@@ -27,12 +27,16 @@ class Target:
         isa: Features that integer kernels use, as `/proc/cpuinfo` spells them.
         cores: Number of cores.
         mhz: Clock of a core at most; 0 where it varies.
-        ram_mb: Memory of the smallest variant in MiB; 0 where it varies.
+        ram_mb: Memory of the smallest variant in MiB; 0 where it varies, and where `ram_kb` says it.
         runtimes: Runtimes that run there.
         format: File format that `--format auto` takes.
         schemes: Format to the schemes that the runtime's kernels hold up on this CPU.
         aliases: Other names.
         sources: Field to the document that states it.
+        flash_kb: Flash of a microcontroller in KiB; 0 where it varies.
+        ram_kb: RAM of a microcontroller in KiB; 0 where it varies.
+        machine: The machine of QEMU with such a core, if there is one.
+        defaults: Settings of an export that are better here than the general ones.
     """
 
     name: str
@@ -48,9 +52,13 @@ class Target:
     schemes: Mapping[str, tuple[str, ...]]
     aliases: tuple[str, ...] = ()
     sources: Mapping[str, str] | None = None
+    flash_kb: int = 0
+    ram_kb: int = 0
+    machine: str = ""
+    defaults: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if self.cores < 1 or min(self.mhz, self.ram_mb) < 0:
+        if self.cores < 1 or min(self.mhz, self.ram_mb, self.flash_kb, self.ram_kb) < 0:
             raise InternalError(f"target {self.name!r} has impossible figures", code="EQ-Z041")
         if self.format not in self.runtimes or set(self.schemes) != set(self.runtimes):
             raise InternalError(f"target {self.name!r} names a format without a runtime", code="EQ-Z041")
@@ -76,6 +84,10 @@ class Target:
             "schemes": {name: list(schemes) for name, schemes in self.schemes.items()},
             "aliases": list(self.aliases),
             "dot_product": self.dot_product,
+            "flash_kb": self.flash_kb,
+            "ram_kb": self.ram_kb,
+            "machine": self.machine,
+            "defaults": dict(self.defaults or {}),
             "sources": dict(self.sources or {}),
         }
 
@@ -123,6 +135,21 @@ class Execution:
     def to_dict(self) -> dict[str, Any]:
         """JSON form for `evidence.json`."""
         return {"kernels": self.kernels(), "conversions": self.conversions, "settings": dict(self.settings)}
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs on a device.
+
+    Args:
+        name: Of the layer.
+        op: Kind of operation.
+        value: Milliseconds or instructions.
+    """
+
+    name: str
+    op: str
+    value: float
 
 
 class RuntimeModel(Protocol):

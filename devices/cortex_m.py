@@ -7,19 +7,27 @@ dual issue, no beats of vector instructions.
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from edgeq.errors import DeviceError, MissingError
+from edgeq.devices.program import (
+    LAYER_HOOK,
+    SOURCES,
+    Outcome,
+    broken,
+    command,
+    fill,
+    numbers,
+    outcome,
+    prefix_of,
+)
+from edgeq.errors import MissingError, unknown_name
 
-_TEMPLATES = Path(__file__).with_name("templates")
-_INSTALL = "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
+INSTALL = "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
 COMPILER, EMULATOR = "arm-none-eabi-gcc", "qemu-system-arm"
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-pedantic", "-Werror")
 
@@ -72,37 +80,54 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
 """Emulated cores. SysTick runs at 25 MHz (M3, M4, M7), 20 MHz (M33) and 32 MHz (M55)."""
 
 
+def machine_named(board: str) -> str:
+    """The core of a machine of QEMU, key of `MACHINES`.
+
+    Raises:
+        UsageError: EQ-U601, there is no such machine here.
+    """
+    cores = {machine.board: core for core, machine in MACHINES.items()}
+    if board not in cores:
+        raise unknown_name("machine", board, cores, code="EQ-U601")
+    return cores[board]
+
+
 @dataclass(frozen=True)
 class EmulatedRun:
     """What a run gave.
 
     Args:
-        different: Codes of the golden vectors that differ.
+        outcome: The golden vectors.
+        machine: QEMU's name of the board.
         layers: Instructions of each layer for the first vector.
         total: Instructions of the whole network for it.
-        text_bytes: Code and constants of the linked program.
+        code: Bytes of the network and its kernels, without constant arrays.
+        constants: Bytes of the constant arrays.
+        stack: Bytes of stack in use at most, the harness's included.
     """
 
-    different: int
+    outcome: Outcome
+    machine: str
     layers: tuple[int, ...]
     total: int
-    text_bytes: int
+    code: int
+    constants: int
+    stack: int
 
 
 def missing_tools() -> str:
     """What an emulated run lacks on this machine; empty when it lacks nothing."""
     lacking = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
-    return f"{' and '.join(lacking)} not found; {_INSTALL}" if lacking else ""
+    return f"{' and '.join(lacking)} not found; {INSTALL}" if lacking else ""
 
 
 def run_emulated(
-    project: Path, prefix: str, core: str, optimize: str = "-O3", plain: bool = False, seconds: float = 120
+    project: Path, core: str, optimize: str = "-O3", plain: bool = False, seconds: float = 120
 ) -> EmulatedRun:
     """Build a generated project for a core, run it in QEMU and compare its golden vectors.
 
     Args:
         project: Folder that `edgeq.exporters.c.project.write_project` wrote.
-        prefix: Its prefix.
         core: Key of `MACHINES`.
         optimize: Of the compiler.
         plain: Leave out the paths for vector instructions.
@@ -114,78 +139,48 @@ def run_emulated(
     """
     lacking = missing_tools()
     if lacking:
-        raise MissingError(lacking, code="EQ-P500", hint=_INSTALL)
-    machine = MACHINES[core]
-    with tempfile.TemporaryDirectory() as scratch:
-        program = _build(project, prefix, machine, Path(scratch), (optimize, *(["-DEDGEQ_PLAIN_C"] if plain else [])))
-        text = _command(["arm-none-eabi-size", str(program)], seconds).splitlines()[1].split()[0]
+        raise MissingError(lacking, code="EQ-P500", hint=INSTALL)
+    machine, prefix = MACHINES[core], prefix_of(project)
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+        folder = Path(scratch)
+        program = _build(project, prefix, machine, folder, (optimize, *(["-DEDGEQ_PLAIN_C"] if plain else [])))
+        sizes = {part: _text_bytes(folder / f"{prefix}{part}.o", seconds) for part in SOURCES}
         emulate = [EMULATOR, "-M", machine.board, "-nographic", "-monitor", "none", "-serial", "none"]
         options = ["-semihosting-config", "enable=on,target=native", "-icount", "shift=6", "-kernel", str(program)]
-        said = _command([*emulate, *options], seconds, codes=(0, 1))
+        said = command([*emulate, *options], seconds, codes=(0, 1))
     ticks, instructions = machine.ticks
-    counts = [int(n) * instructions // ticks for n in re.findall(r"^(?:LAYER|TOTAL) (\d+)$", said, re.MULTILINE)]
-    different = re.search(r"^DIFFERENT (\d+)$", said, re.MULTILINE)
-    if different is None or not counts:
-        raise _broken(core, said)
-    return EmulatedRun(int(different[1]), tuple(counts[:-1]), counts[-1], int(text))
+    layers = tuple(n * instructions // ticks for n in numbers(said, "LAYER"))
+    totals, stack = numbers(said, "TOTAL"), numbers(said, "STACK")
+    if not (layers and totals and stack):
+        raise broken(core, said)
+    return EmulatedRun(
+        outcome=outcome(project, prefix, said),
+        machine=machine.board,
+        layers=layers,
+        total=totals[0] * instructions // ticks,
+        code=sizes[""] + sizes["_kernels"],
+        constants=sizes["_weights"],
+        stack=stack[0],
+    )
+
+
+def _text_bytes(file: Path, seconds: float) -> int:
+    """Code and constants of an object file."""
+    return int(command(["arm-none-eabi-size", str(file)], seconds).splitlines()[1].split()[0])
 
 
 def _build(project: Path, prefix: str, machine: Machine, scratch: Path, flags: tuple[str, ...]) -> Path:
     """The linked program."""
-    selftest = (project / f"{prefix}_selftest.c").read_text(encoding="ascii")
-    buffers = "\n".join(re.findall(r"^static u?int\d+_t output.*;$", selftest, re.MULTILINE))
-    arguments = re.search(rf"{prefix}_run\((.*), arena\)", selftest)
-    compare = re.findall(r"^        for \(int i.*?^        \}", selftest, re.MULTILINE | re.DOTALL)
-    values = {
-        "UPPER": prefix.upper(),
-        "buffers": buffers,
-        "arguments": arguments[1] if arguments else "",
-        "compare": "\n".join(compare).replace("different += ", "different += (uint32_t)"),
-        "code": f"ORIGIN = {machine.code[0]:#x}, LENGTH = {machine.code[1]}K",
-        "flash": f"ORIGIN = {machine.flash[0]:#x}, LENGTH = {machine.flash[1]}K",
-        "ram": f"ORIGIN = {machine.ram[0]:#x}, LENGTH = {machine.ram[1]}K",
-    }
-    for name in ("cortex_m.c", "cortex_m.ld"):
-        text = (_TEMPLATES / name).read_text(encoding="ascii").replace("NAME", prefix)
-        for key, value in values.items():
-            text = text.replace(f"@{key}@", str(value))
-        (scratch / name).write_text(text, encoding="ascii")
+    regions = {"code": machine.code, "flash": machine.flash, "ram": machine.ram}
+    values = {name: f"ORIGIN = {start:#x}, LENGTH = {size}K" for name, (start, size) in regions.items()}
+    harness, script = (fill(name, prefix, values, scratch) for name in ("cortex_m.c", "cortex_m.ld"))
     program = scratch / "program.elf"
-    parts = (prefix, f"{prefix}_kernels", f"{prefix}_weights", f"{prefix}_vectors")
-    sources = [str(project / f"{part}.c") for part in parts]
-    cpu = [*machine.flags, "-mthumb", *flags, "-ffunction-sections", "-DEDGEQ_LAYER=edgeq_layer_done"]
+    cpu = [*machine.flags, "-mthumb", *flags, "-ffunction-sections", LAYER_HOOK]
     objects = []
-    for source in [*sources, str(scratch / "cortex_m.c")]:
-        objects.append(str(scratch / f"{Path(source).stem}.o"))
-        strict = WARNINGS if "cortex_m" not in source else ("-std=gnu99",)
-        _command([COMPILER, *cpu, *strict, "-I", str(project), "-c", source, "-o", objects[-1]], 120)
-    link = ["-nostartfiles", "-Wl,--gc-sections", "-T", str(scratch / "cortex_m.ld")]
-    _command([COMPILER, *cpu, *objects, *link, "-o", str(program)], 120)
+    for source in [*(project / f"{prefix}{part}.c" for part in SOURCES), harness]:
+        objects.append(str(scratch / f"{source.stem}.o"))
+        strict = ("-std=gnu99",) if source == harness else WARNINGS
+        command([COMPILER, *cpu, *strict, "-I", str(project), "-c", str(source), "-o", objects[-1]], 120)
+    link = ["-nostartfiles", "-Wl,--gc-sections", "-T", str(script)]
+    command([COMPILER, *cpu, *objects, *link, "-o", str(program)], 120)
     return program
-
-
-def _command(words: list[str], seconds: float, codes: tuple[int, ...] = (0,)) -> str:
-    """Output of a command, both streams."""
-    try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _broken(words[0], f"no answer within {seconds:g} s") from error
-    said = done.stdout.decode("ascii", "replace")
-    if done.returncode not in codes:
-        raise _broken(words[0], said)
-    return said
-
-
-def _broken(what: str, said: str) -> DeviceError:
-    lines = [line for line in said.splitlines() if "error" in line] or said.splitlines() or ["nothing was said"]
-    message = f"{what} failed: {lines[0][:200]}"
-    return DeviceError(
-        message, code="EQ-X500", place=what, hint="run `make test` in the project, and report what it says"
-    )

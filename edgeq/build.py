@@ -14,6 +14,7 @@ from edgeq.cache import cache_key, work_folder
 from edgeq.candidate import Candidate, Learn
 from edgeq.config_keys import MIXED
 from edgeq.errors import UsageError
+from edgeq.firmware import misfits
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
 from edgeq.graph.legalize import Legalized
@@ -65,7 +66,8 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
             scratch / scheme,
             _learning(session, scheme, stages),
         )
-    return replace(candidate, widths=widths), legalized
+    rejected = (*candidate.rejected, *misfits(session.target, candidate.read_back.memory))
+    return replace(candidate, widths=widths, rejected=rejected), legalized
 
 
 def _narrowed(

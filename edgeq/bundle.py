@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq import firmware
 from edgeq.artifact import (
     Manifest,
     describe_files,
@@ -99,7 +100,10 @@ def _write_network(folder: Path, session: Session, shipped: Candidate) -> Arrays
     inputs = inputs[: max(1, int(GOLDEN_BYTES // size))]
     expected += [model.run(*sample) for sample in inputs[1:]]
     write_golden(folder, inputs, expected)
-    write_runner(folder)
+    if shipped.read_back.memory is None:
+        write_runner(folder)
+    else:
+        firmware.write_firmware(folder, session.adapter.loaded.name, shipped.path, inputs)
     return expected[0]
 
 
@@ -109,18 +113,21 @@ def write_bundle(
     """Write the bundle into `folder` (which becomes `out`) and return the summary `edgeq.export/1`."""
     outputs = write_artifact_files(folder, parts)
     reproducible = describe_files(folder)
+    programs: dict[str, Mapping[str, Any]] = {}
     for name, session, shipped in parts.networks():
         own = folder / name
+        if shipped.read_back.memory is not None:
+            programs[name] = firmware.measured(own, session.target)
         prefix = f"{name}/" if name else ""
         listed = [{**f, "path": f["path"][len(prefix) :]} for f in reproducible if f["path"].startswith(prefix)]
-        write_json(own / "evidence.json", evidence(parts, name, seconds))
+        write_json(own / "evidence.json", evidence(parts, name, seconds, programs.get(name)))
         manifest = manifest_of(parts.job, session, shipped, command, listed, outputs[name])
         write_json(own / "manifest.json", manifest.to_dict())
     if isinstance(parts.job.model, Composite):
         write_json(folder / "evidence.json", whole_evidence(parts, seconds))
         whole = whole_manifest(parts, command, reproducible, outputs)
         write_json(folder / "manifest.json", whole.to_dict())
-    return summary(folder, out, parts)
+    return summary(folder, out, parts, programs.get(""))
 
 
 def whole_evidence(parts: BundleParts, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -157,13 +164,18 @@ def whole_manifest(
     )
 
 
-def _not_measured(parts: BundleParts) -> list[str]:
-    lines = [f"latency on {parts.job.first.target.name}: the ratio is of this machine's CPU"]
+def _not_measured(parts: BundleParts, program: Mapping[str, Any] | None = None) -> list[str]:
+    target = parts.job.first.target.name
+    lines = [f"latency on {target}: the ratio is of this machine's CPU"]
+    if program is not None:
+        lines = [*program["not_measured"], f"time on {target}"]
     return lines if parts.choice.scored else [*lines, "a task metric: no labelled --data was given"]
 
 
-def evidence(parts: BundleParts, network: str, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What was measured on a network, for every candidate; the shipped one is named."""
+def evidence(
+    parts: BundleParts, network: str, seconds: Mapping[str, float], program: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What was measured on a network, for every candidate; the shipped one is named, `program` is what its C gave."""
     session, scored = parts.job.sessions[network], None if network else parts.choice.scored
     return {
         "schema": "edgeq.evidence/1",
@@ -176,7 +188,8 @@ def evidence(parts: BundleParts, network: str, seconds: Mapping[str, float]) -> 
         "comparison": parts.comparison.to_dict() if parts.comparison else None,
         "seconds": dict(seconds),
         "environment": environment(),
-        "not_measured": _not_measured(parts),
+        "microcontroller": program,
+        "not_measured": _not_measured(parts, program),
     }
 
 
@@ -230,7 +243,7 @@ def calibration_of(samples: Samples) -> tuple[Mapping[str, str], ...]:
     return tuple(entries)
 
 
-def summary(folder: Path, out: Path, parts: BundleParts) -> dict[str, Any]:
+def summary(folder: Path, out: Path, parts: BundleParts, program: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The JSON contract `edgeq.export/1`; stage seconds and peak memory are added by the caller.
 
     Of several networks: bytes, latencies of one run each and numbers of weights are sums, the fidelity is that of the
@@ -256,7 +269,26 @@ def summary(folder: Path, out: Path, parts: BundleParts) -> dict[str, Any]:
         "integer_mac_share": round(integer_mac_share([op for c in shipped for op in c.read_back.ops]), 4),
         "quantized_weights": sum(len(c.read_back.weights) for c in shipped),
         "latency": _latency([c.latency for c in shipped]),
+        "microcontroller": None if program is None else _microcontroller(shipped[0], program),
         "gates": {"passed": not missed, "missed": missed},
+    }
+
+
+def _microcontroller(shipped: Candidate, program: Mapping[str, Any]) -> dict[str, Any]:
+    """Memory of the program, and what running it gave; null where a tool was missing."""
+    memory, host, emulated = shipped.read_back.memory, program["host"], program["emulated"]
+    assert memory is not None
+    return {
+        "flash_bytes": memory.flash,
+        "ram_bytes": memory.ram,
+        "arena_bytes": memory.arena,
+        "code_bytes": emulated and emulated["code_bytes"],
+        "stack_bytes": emulated and emulated["stack_bytes"],
+        "machine": emulated and emulated["machine"],
+        "instructions": emulated and emulated["total"],
+        "share": emulated and emulated["share"],
+        "exact": None if not (host or emulated) else all(run["different"] == 0 for run in (host, emulated) if run),
+        "not_measured": list(program["not_measured"]),
     }
 
 

@@ -43,7 +43,7 @@ class Candidate:
     Args:
         scheme: Its name.
         path: The model file, while the export lasts.
-        bytes: Its size.
+        bytes: Its size; of a program for a microcontroller, its constants.
         plan: Its quantization.
         read_back: What the file contains.
         recipe: How it was quantized.
@@ -155,7 +155,7 @@ def build(
     candidate = Candidate(
         scheme,
         path,
-        model_bytes(path),
+        read_back.memory.flash if read_back.memory else model_bytes(path),
         legalized.plan,
         read_back,
         recipe,

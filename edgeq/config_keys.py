@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from edgeq.errors import unknown_name
 
-FORMATS = ("auto", "tflite", "openvino", "onnx")
-SUFFIXES = MappingProxyType({".tflite": "tflite", ".xml": "openvino", ".onnx": "onnx"})
+FORMATS = ("auto", "tflite", "openvino", "onnx", "c")
+SUFFIXES = MappingProxyType({".tflite": "tflite", ".xml": "openvino", ".onnx": "onnx", ".intgraph": "c"})
 """Format of a model file by its suffix; what belongs to it (the `.bin` of an `.xml`) has the same stem."""
 PEERS = ("nncf", "ort", "aeq")
 MIXED = "mixed"

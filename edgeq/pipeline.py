@@ -177,9 +177,10 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
         candidate = candidates.measure_fidelity(
             candidate, legalized, graph, loaded.output_names, held_out, session.reference, session.threads
         )
-        candidate = candidates.measure_latency(
-            candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
-        )
+        if session.exporter.float_format == session.exporter.name:
+            candidate = candidates.measure_latency(
+                candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
+            )
     floor = loaded.floor_db if session.config.min_sqnr_db is None else session.config.min_sqnr_db
     return candidates.judge(candidate, floor, session.config.budget_kb)
 

@@ -11,7 +11,7 @@ from edgeq.config_keys import MIXED, split_bits
 from edgeq.exporters.base import Exporter
 from edgeq.graph.integer import integer_config, integer_rules
 from edgeq.graph.kinds import op_kind
-from edgeq.graph.placement import BackendRules, Placement, place
+from edgeq.graph.placement import BackendRules, Placement, is_floating, place
 from edgeq.graph.rewrite import fetch
 from edgeq.graph.transforms.transformer import Applied, Batches, fit_transformer, spread_outliers
 from edgeq.graph.widths import NARROW, WIDE, WidthProblem, weight_cost
@@ -149,7 +149,7 @@ def place_integer(
         precision: Widths of what products read, and range estimator; 8 bits and min-max when None.
     """
     wanted = precision or Precision()
-    rules = integer_rules(graph)
+    rules = integer_rules({op_kind(n) for n in graph.graph.nodes if n.op == "call_function" and is_floating(n)})
     full = integer_config(replace(wanted, weight_bits=8, activation_bits=8))
     config = _keep_ends(graph, integer_config(wanted), full, rules)
     return config, place(graph, config, rules), rules

@@ -128,11 +128,18 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter | Comp
     """Target, exporter and model of a configuration; cheap questions first.
 
     Raises:
-        UsageError: A name is unknown, or the scheme does not exist for the format.
+        UsageError: A name is unknown, or the scheme for the format; EQ-U600, the target does not run the format.
         ModelError: The model cannot be used.
     """
     target = get_target(config.device)
     exporter = get_exporter(target.format if config.format == "auto" else config.format)
+    if exporter.name not in target.schemes:
+        raise UsageError(
+            f"{target.name} does not run the format {exporter.name}",
+            code="EQ-U600",
+            place="--format",
+            hint=f"leave --format out, or give one of: {', '.join(target.schemes)}",
+        )
     if config.scheme != "auto":
         exporter.config(config.scheme, recipe_of(config, config.scheme).precision)
     model = load_any(parse_model(config.model, config.family, config.weights))
@@ -185,9 +192,10 @@ def open_session(
     """Convert the float reference of a network, and calibrate what the schemes need."""
     target, exporter = backend
     with stages.step("convert float"):
-        float_path = scratch / f"float-{exporter.file_name}"
+        writer = exporter if exporter.float_format == exporter.name else get_exporter(exporter.float_format)
+        float_path = scratch / f"float-{writer.file_name}"
         graph = adapter.loaded.graph
-        exporter.emit(graph, candidates.example_of(graph), None, float_path)
+        writer.emit(graph, candidates.example_of(graph), None, float_path)
         threads = config.threads or target_threads(target)
         reference = float_outputs(adapter, float_path, samples, threads)
     session = Session(

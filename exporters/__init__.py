@@ -17,6 +17,7 @@ EXPORTERS: dict[str, str] = {
     "tflite": "edgeq.exporters.tflite.exporter:TfliteExporter",
     "openvino": "edgeq.exporters.openvino.exporter:OpenVinoExporter",
     "onnx": "edgeq.exporters.onnx.exporter:OnnxExporter",
+    "c": "edgeq.exporters.c.exporter:CExporter",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,27 @@ class FileOp:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a network takes on a chip whose memory is counted in kilobytes; its code and the stack are not included.
+
+    Args:
+        flash: Bytes of constants.
+        ram: Bytes of the arena, the inputs and the outputs.
+        arena: Bytes of the arena alone.
+        arena_bound: Most bytes of it alive at once; no plan is smaller.
+        largest: The operation with most constants, and their bytes.
+        widest: The operation during which most of the arena is alive, and how much.
+    """
+
+    flash: int
+    ram: int
+    arena: int
+    arena_bound: int
+    largest: tuple[str, int]
+    widest: tuple[str, int]
+
+
+@dataclass(frozen=True)
 class ReadBack:
     """What a written file really contains, read by the format's own schema.
 
@@ -47,12 +68,14 @@ class ReadBack:
         weights: Integer codes by plan tensor name, in the plan's layout.
         missing: Plan tensors whose integers or scales the file does not hold.
         extra: Integer constants of the file that no plan tensor accounts for.
+        memory: Where it becomes a program for a microcontroller, what that takes.
     """
 
     ops: tuple[FileOp, ...]
     weights: Mapping[str, NDArray[np.int32]]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
+    memory: Memory | None = None
 
     @property
     def integer_mac_share(self) -> float:
@@ -76,6 +99,7 @@ class ReadBack:
             "weights_equal_plan": len(self.weights),
             "missing": list(self.missing),
             "extra": list(self.extra),
+            "memory": None if self.memory is None else asdict(self.memory),
         }
 
 
@@ -87,10 +111,15 @@ def integer_mac_share(ops: Iterable[FileOp]) -> float:
 
 
 class Exporter(Protocol):
-    """A runtime's file format."""
+    """A runtime's file format.
+
+    `float_format` is the format of the float file that a quantized one is compared with: its own, or another one where
+    it has no float form. Then nothing is timed against float either.
+    """
 
     name: str
     file_name: str
+    float_format: str
     rules: BackendRules
     schemes: tuple[str, ...]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "vit": "edgeq.models.vit:load_vit",
     "whisper": "edgeq.models.whisper:load_whisper",
+    "cnn": "edgeq.models.vit:load_vit",
 }
 
 
@@ -49,6 +50,22 @@ MODELS: dict[str, ModelEntry] = {
             "vit",
             "edgeq, trained from scratch by tools/train_reference.py",
             "ViT with a convolutional stem, 1.1 M parameters, 32x32, CIFAR-10",
+            "Apache-2.0",
+            ships_weights=True,
+        ),
+        ModelEntry(
+            "vit_micro",
+            "vit",
+            "edgeq, trained from scratch by tools/train_reference.py",
+            "The same for microcontrollers: 0.23 M parameters, 32x32, CIFAR-10",
+            "Apache-2.0",
+            ships_weights=True,
+        ),
+        ModelEntry(
+            "cifar_cnn",
+            "cnn",
+            "edgeq, trained from scratch by tools/train_reference.py",
+            "ResNet of 8 layers for microcontrollers, 0.08 M parameters, 32x32, CIFAR-10",
             "Apache-2.0",
             ships_weights=True,
         ),

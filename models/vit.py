@@ -1,4 +1,4 @@
-"""Vision transformers: the shipped `vit_nano`, timm and torchvision architectures with a local checkpoint, ONNX files.
+"""Vision transformers: the shipped ones, timm and torchvision architectures with a local checkpoint, ONNX files.
 
 A classifier scores top-1; any other output (features, saliency maps) is judged by its fidelity to float.
 """
@@ -23,10 +23,11 @@ from edgeq.hashing import file_sha256
 from edgeq.models import MODELS
 from edgeq.models.base import LoadedModel, Metric, ModelRequest
 from edgeq.models.checkpoint import load_into, load_state_dict
+from edgeq.models.reference import CLASSES, PREPROCESS, REFERENCE
 from edgeq.spec import Preprocess
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_NANO = Preprocess(32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "squash", 1.0, "bilinear")
+_HEADS = ("heads.head.weight", "head.weight", "fc.weight", "classifier.1.weight", "classifier.3.weight")
+"""Last layers of torchvision's classifiers."""
 
 
 class VitAdapter:
@@ -54,21 +55,21 @@ class VitAdapter:
 
 
 def load_vit(request: ModelRequest) -> VitAdapter:
-    """Load a ViT.
+    """Load a ViT; of the family `cnn`, a convolutional classifier, by the same rules.
 
     Raises:
         UsageError: Unknown architecture, or weights that do not ship and were not named.
         ModelError: The file cannot be used.
         MissingError: The architecture needs timm.
     """
-    if request.variant == "vit_nano":
-        return _load_nano(request)
+    if request.variant in REFERENCE:
+        return _load_reference(request)
     if request.variant:
         return _load_architecture(request)
     if request.path is None:
         raise UsageError("no model named", code="EQ-U014", hint="edgeq models")
     if request.path.suffix == ".onnx":
-        return _load_onnx(request.path)
+        return _load_onnx(request.path, request.family)
     if request.path.suffix == ".pt2":
         raise ModelError(
             f"{request.path.name} is refused: loading a torch.export file can run code that it carries",
@@ -84,17 +85,15 @@ def load_vit(request: ModelRequest) -> VitAdapter:
     )
 
 
-def _load_nano(request: ModelRequest) -> VitAdapter:
-    from edgeq.models.vit_nano import VitNano
-
-    folder = resources.files("edgeq.models") / "weights"
-    with resources.as_file(folder / "vit_nano.safetensors") as shipped:
+def _load_reference(request: ModelRequest) -> VitAdapter:
+    name, folder = request.variant, resources.files("edgeq.models") / "weights"
+    with resources.as_file(folder / f"{name}.safetensors") as shipped:
         path = request.path or shipped
-        model = VitNano()
+        model = REFERENCE[name]()
         load_into(model, load_state_dict(path), path)
         digest = file_sha256(path)
     graph = capture(model.eval(), (torch.zeros(1, 3, 32, 32),))
-    loaded = _loaded("vit_nano", graph, _NANO, digest, CIFAR10, request.path.name if request.path else "edgeq")
+    loaded = _loaded(request, name, graph, PREPROCESS, digest, CLASSES)
     with resources.as_file(folder / "vit_nano_samples.npz") as samples:
         return VitAdapter(loaded, Path(samples))
 
@@ -108,18 +107,18 @@ def _load_architecture(request: ModelRequest) -> VitAdapter:
             hint=f"edgeq export vit:{name} --weights CHECKPOINT.safetensors --device ...",
         )
     state = load_state_dict(request.path)
-    model, prepared = _torchvision(name, state) or _timm(name, state)
+    model, prepared = _torchvision(name, state, request.family) or _timm(name, state)
     load_into(model, state, request.path)
     graph = capture(model.eval(), (torch.zeros(1, 3, prepared.height, prepared.width),))
-    return VitAdapter(_loaded(name, graph, prepared, file_sha256(request.path), None, request.path.name))
+    return VitAdapter(_loaded(request, name, graph, prepared, file_sha256(request.path), None))
 
 
-def _torchvision(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess] | None:
+def _torchvision(name: str, state: dict[str, Tensor], family: str) -> tuple[nn.Module, Preprocess] | None:
     from torchvision import models
 
-    if name not in models.list_models() or not name.startswith(("vit_", "swin_")):
+    if name not in models.list_models(models) or (family == "vit") != name.startswith(("vit_", "swin_")):
         return None
-    head = next((state[k] for k in ("heads.head.weight", "head.weight") if k in state), None)
+    head = next((state[k] for k in _HEADS if k in state), None)
     model = models.get_model(name, weights=None, num_classes=1000 if head is None else head.shape[0])
     transform = models.get_model_weights(name).DEFAULT.transforms()
     crop = int(transform.crop_size[0])
@@ -162,7 +161,7 @@ def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
     )
 
 
-def _load_onnx(path: Path) -> VitAdapter:
+def _load_onnx(path: Path, family: str) -> VitAdapter:
     from edgeq.graph.onnx_import import import_onnx
     from edgeq.graph.parity import check_parity
 
@@ -170,7 +169,7 @@ def _load_onnx(path: Path) -> VitAdapter:
     shape = imported.input_shapes[0]
     if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
         raise ModelError(
-            f"a ViT takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
+            f"{family} takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
             code="EQ-M008",
             place=path.name,
             hint="edgeq models lists the families and what they take",
@@ -178,7 +177,7 @@ def _load_onnx(path: Path) -> VitAdapter:
     report = check_parity(imported, path, seed=0)
     loaded = LoadedModel(
         name=path.stem,
-        family="vit",
+        family=family,
         graph=imported.graph,
         input_names=imported.input_names,
         input_shapes=imported.input_shapes,
@@ -193,18 +192,18 @@ def _load_onnx(path: Path) -> VitAdapter:
 
 
 def _loaded(
+    request: ModelRequest,
     name: str,
     graph: fx.GraphModule,
     prepared: Preprocess,
     digest: str,
     classes: tuple[str, ...] | None,
-    source: str,
 ) -> LoadedModel:
     outputs = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     names = tuple(f"output_{i}" for i in range(len(outputs))) if len(outputs) > 1 else ("output",)
     return LoadedModel(
         name=name,
-        family="vit",
+        family=request.family,
         graph=graph,
         input_names=("image",),
         input_shapes=((1, 3, prepared.height, prepared.width),),
@@ -212,5 +211,5 @@ def _loaded(
         preprocess=prepared,
         weights_sha256=digest,
         classes=classes,
-        source=source,
+        source=request.path.name if request.path else "edgeq",
     )

@@ -1,6 +1,6 @@
 """Train the reference models that ship with edgeq, from scratch, on one machine.
 
-    python tools/train_reference.py --data CIFAR10_FOLDER --epochs 40
+    python tools/train_reference.py vit_nano --data CIFAR10_FOLDER --epochs 40
 
 `CIFAR10_FOLDER` holds `train.npz` and `test.npz` (arrays `jpeg`, `offset`, `label`, `classes`). Training resumes from
 `--work` when it is interrupted. The test part is scored once, at the end, with the weights rounded to float16 as they
@@ -23,13 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeq.models.vit_nano import VitNano
-
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2470, 0.2435, 0.2616)
+from edgeq.models.reference import PREPROCESS, REFERENCE
 
 
 def load_split(path: Path) -> tuple[Tensor, Tensor]:
@@ -40,8 +37,8 @@ def load_split(path: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(packed["label"].astype(np.int64))
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random flip, shift by up to 4 pixels (reflected border), one erased 8x8 square, per image `(N, 3, 32, 32)`."""
+def augment(images: Tensor, generator: torch.Generator, erase: bool) -> Tensor:
+    """Random flip, shift by up to 4 pixels (reflected border), perhaps an erased 8x8 square, on `(N, 3, 32, 32)`."""
     count = images.shape[0]
     flip = torch.rand(count, generator=generator) < 0.5
     images = torch.where(flip.view(-1, 1, 1, 1).to(images.device), images.flip(3), images)
@@ -53,6 +50,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     batch = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
     channel = torch.arange(3, device=images.device).view(1, -1, 1, 1)
     shifted = padded[batch, channel, rows, cols]
+    if not erase:
+        return shifted
     corner = torch.randint(-4, 28, (count, 2), generator=generator).to(images.device)
     inside_y = (span >= corner[:, :1]) & (span < corner[:, :1] + 8)
     inside_x = (span >= corner[:, 1:]) & (span < corner[:, 1:] + 8)
@@ -60,7 +59,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return shifted.masked_fill(hole, 0.0)
 
 
-def accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 share of normalized `images`."""
     model.eval()
     with torch.no_grad():
@@ -84,7 +83,7 @@ class Training:
         seconds: Time spent on them.
     """
 
-    model: VitNano
+    model: nn.Module
     forward: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -121,9 +120,9 @@ class Training:
         self.average, self.epoch, self.seconds = state["average"], state["epoch"], state["seconds"]
 
 
-def begin(device: torch.device, lr: float, epochs: int, steps_per_epoch: int) -> Training:
+def begin(name: str, device: torch.device, lr: float, epochs: int, steps_per_epoch: int) -> Training:
     """A fresh network with its optimizer and schedule."""
-    model = VitNano().to(device).to(memory_format=torch.channels_last)
+    model = REFERENCE[name]().to(device).to(memory_format=torch.channels_last)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -138,7 +137,7 @@ def begin(device: torch.device, lr: float, epochs: int, steps_per_epoch: int) ->
     return Training(model, torch.compile(model), optimizer, schedule, average)
 
 
-def train_epoch(training: Training, images: Tensor, labels: Tensor, batch: int, seed: int) -> None:
+def train_epoch(training: Training, images: Tensor, labels: Tensor, batch: int, seed: int, erase: bool) -> None:
     """One pass over uint8 `images` `(N, 3, 32, 32)` in the order and with the augmentation that `seed` gives."""
     started, device, steps, epoch = time.perf_counter(), images.device, len(images) // batch, training.epoch
     mean, std = normalization(device)
@@ -148,7 +147,7 @@ def train_epoch(training: Training, images: Tensor, labels: Tensor, batch: int, 
     running = 0.0
     for step in range(steps):
         chosen = order[step * batch : (step + 1) * batch]
-        shown = augment((images[chosen].float() / 255 - mean) / std, generator)
+        shown = augment((images[chosen].float() / 255 - mean) / std, generator, erase)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             logits = training.forward(shown.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
@@ -168,11 +167,11 @@ def train_epoch(training: Training, images: Tensor, labels: Tensor, batch: int, 
 
 def normalization(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the channels, `(1, 3, 1, 1)` each."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (PREPROCESS.mean, PREPROCESS.std))
     return mean, std
 
 
-def ship(training: Training, data: Path, out: Path, device: torch.device) -> dict[str, object]:
+def ship(training: Training, name: str, data: Path, out: Path, device: torch.device) -> dict[str, object]:
     """Write the averaged weights as float16, score exactly those on the test part, and describe the model."""
     shipped = {k: v.half().cpu().contiguous() for k, v in training.average.items() if v.dtype.is_floating_point}
     training.model.load_state_dict({k: v.float().to(device) for k, v in shipped.items()}, strict=False)
@@ -182,7 +181,7 @@ def ship(training: Training, data: Path, out: Path, device: torch.device) -> dic
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(shipped, out)
     return {
-        "model": "vit_nano",
+        "model": name,
         "parameters": sum(p.numel() for p in training.model.parameters()),
         "float_top1": top1,
         "n": len(labels),
@@ -195,28 +194,34 @@ def ship(training: Training, data: Path, out: Path, device: torch.device) -> dic
 def main() -> None:
     """Train, average, score and write the weights with a note of how they came to be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=list(REFERENCE))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/train_vit_nano"))
-    parser.add_argument("--out", type=Path, default=Path("models/weights/vit_nano.safetensors"))
+    parser.add_argument(
+        "--erase", action=argparse.BooleanOptionalAction, default=True, help="small networks do without"
+    )
+    parser.add_argument("--work", type=Path, help="folder of the checkpoint (default out/train_MODEL)")
+    parser.add_argument("--out", type=Path, help="default models/weights/MODEL.safetensors")
     args = parser.parse_args()
+    work = args.work or Path(f"out/train_{args.model}")
+    out = args.out or Path(f"models/weights/{args.model}.safetensors")
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     images, labels = (part.to(device) for part in load_split(args.data / "train.npz"))
-    training = begin(device, args.lr, args.epochs, len(images) // args.batch)
-    args.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.work / "last.pt"
+    training = begin(args.model, device, args.lr, args.epochs, len(images) // args.batch)
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / "last.pt"
     training.resume(checkpoint, device)
     while training.epoch < args.epochs:
-        train_epoch(training, images, labels, args.batch, args.seed)
+        train_epoch(training, images, labels, args.batch, args.seed, args.erase)
         training.save(checkpoint)
-    note = ship(training, args.data, args.out, device)
+    note = ship(training, args.model, args.data, out, device)
     note |= {"data": "CIFAR-10 (JPEG), 50,000 training images", "epochs": args.epochs, "seed": args.seed}
-    args.out.with_suffix(".json").write_text(json.dumps(note, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(note, indent=1) + "\n")
     print(json.dumps(note))
 
 

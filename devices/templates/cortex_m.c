@@ -17,7 +17,9 @@ static uint64_t since;
 static int counting;
 
 static __attribute__((aligned(8))) uint8_t arena[@UPPER@_ARENA_BYTES];
-@buffers@
+
+#define PAINT 0xA5A5A5A5u
+#define PAINTED 4096 /* words below the top of the stack that are watched */
 
 static int semihost(int operation, const void *argument)
 {
@@ -83,6 +85,36 @@ static void fault(void)
     finish(99);
 }
 
+static uint32_t *stack_floor(void)
+{
+    uint32_t *low = &stack_top - PAINTED;
+    return low > &zero_end ? low : &zero_end;
+}
+
+static void paint_stack(void)
+{
+    uint32_t *here;
+    __asm__ volatile("mov %0, sp" : "=r"(here));
+    for (uint32_t *p = stack_floor(); p < here - 16; p++) {
+        *p = PAINT;
+    }
+}
+
+static uint32_t stack_used(void)
+{
+    const uint32_t *p = stack_floor();
+    while (p < &stack_top && *p == PAINT) {
+        p++;
+    }
+    return (uint32_t)(&stack_top - p) * 4u;
+}
+
+static void report(const char *what, uint32_t value)
+{
+    text(what);
+    number(value);
+}
+
 static void reset(void)
 {
     for (uint32_t *p = &zero_start; p < &zero_end; p++) {
@@ -93,27 +125,27 @@ static void reset(void)
     SYSTICK_RELOAD = 0xFFFFFFu;
     SYSTICK_VALUE = 0;
     SYSTICK_CONTROL = 7;
-    uint32_t different = 0, total = 0;
+    uint32_t different = 0, largest = 0, total = 0;
+    paint_stack();
     for (int v = 0; v < NAME_VECTORS; v++) {
         counting = v == 0;
         const uint64_t start = ticks();
         since = ticks();
-        if (NAME_run(@arguments@, arena) != 0) {
+        if (NAME_try(v, arena) != 0) {
             finish(98);
         }
         if (v == 0) {
             total = (uint32_t)(ticks() - start);
         }
-@compare@
+        different += NAME_compare(v, &largest);
     }
     for (int i = 0; i < @UPPER@_LAYERS; i++) {
-        text("LAYER ");
-        number(layer_ticks[i]);
+        report("LAYER ", layer_ticks[i]);
     }
-    text("TOTAL ");
-    number(total);
-    text("DIFFERENT ");
-    number(different);
+    report("TOTAL ", total);
+    report("STACK ", stack_used());
+    report("LARGEST ", largest);
+    report("DIFFERENT ", different);
     finish(different != 0);
 }
 

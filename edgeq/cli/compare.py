@@ -90,13 +90,14 @@ def show(console: Console, result: Comparison) -> None:
 
 def _cells(row: Row, first_ms: float | None, scored: bool) -> tuple[object, ...]:
     failed, latency, fidelity = bool(row.contender.failed), row.latency, row.fidelity
+    own = first_ms if fidelity is None and not failed else None
     cells = (
         row.contender.name,
         SUFFIXES.get(row.contender.path.suffix, "failed" if failed else "-"),
         None if failed else round(row.bytes / 1e6, 2),
         None if fidelity is None else round(fidelity.median, 1),
         None if fidelity is None else round(fidelity.worst, 1),
-        None if failed else round(latency.quantized_ms if latency else first_ms or 0.0, 2),
+        round(latency.quantized_ms, 2) if latency else own and round(own, 2),
         None if latency is None else round(latency.ratio, 3),
         "-" if latency is None else f"{latency.low:.3f} to {latency.high:.3f}",
         None if latency is None else latency.runs,
@@ -104,5 +105,5 @@ def _cells(row: Row, first_ms: float | None, scored: bool) -> tuple[object, ...]
     if not scored:
         return cells
     score = row.score
-    span = "-" if score is None or row.latency is None else "{:+.2f} to {:+.2f}".format(*score.difference)
+    span = "-" if score is None or fidelity is None else "{:+.2f} to {:+.2f}".format(*score.difference)
     return (*cells, None if score is None else round(score.value, 2), span)

@@ -188,8 +188,15 @@ class Console:
         terminal.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
+class _Terminal(Terminal):
+    """A terminal that leaves a reader who has gone to `main`; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _terminal(stream: IO[str], color: Color) -> Terminal:
-    return Terminal(
+    return _Terminal(
         file=stream,
         force_terminal=True if color == "always" else None,
         no_color=True if color == "never" else None,

@@ -15,9 +15,11 @@ import platformdirs
 from edgeq.cli.console import Console
 from edgeq.cli.devices import complete_device
 from edgeq.cli.options import command
-from edgeq.devices import get_target
+from edgeq.devices import cortex_m, get_target, host
 from edgeq.devices.base import Target
+from edgeq.devices.cortex_m import missing_tools
 from edgeq.devices.environment import environment, runtimes
+from edgeq.devices.host import missing_compiler
 
 Status = Literal["ok", "missing", "broken", "info"]
 
@@ -29,6 +31,8 @@ EXTRAS = {
     "vit": {"timm": "timm"},
     "whisper": {"openai-whisper": "whisper", "jiwer": "jiwer", "soundfile": "soundfile"},
 }
+FLOAT_FILES = {"c": "onnx"}
+"""Extra that writes the float file which exports of a format without a float form are compared with."""
 BASE = {"torch": "torch", "torchvision": "torchvision", "safetensors": "safetensors", "pillow": "PIL"}
 IMPORT_SECONDS = 180
 MISSING = 4
@@ -98,8 +102,9 @@ def _machine() -> Iterator[Check]:
 
 def _packages(console: Console, target: Target | None, quick: bool) -> Iterator[Check]:
     """The base packages and the extras; an extra is needed only by the target whose format it writes."""
+    wanted = "" if target is None else FLOAT_FILES.get(target.format, target.format)
     for extra, packages in ({"": BASE} | EXTRAS).items():
-        needed = not extra or (target is not None and extra == target.format)
+        needed = not extra or extra == wanted
         install = f"pip install 'edgeq[{extra}]'" if extra else "pip install --force-reinstall edgeq"
         for package, module in packages.items():
             try:
@@ -132,8 +137,20 @@ def _import_failure(console: Console, module: str) -> str | None:
     return lines[-1][:200] if lines else f"the import ends with code {done.returncode}"
 
 
+def _tools(target: Target) -> Iterator[Check]:
+    """What compares generated C with the interpreter and counts its instructions; exports do without."""
+    for name, lacking, install in (
+        ("C compiler", missing_compiler(), host.INSTALL),
+        (f"emulated {target.name}", missing_tools(), cortex_m.INSTALL),
+    ):
+        yield Check(name, "missing" if lacking else "ok", lacking, install if lacking else "")
+
+
 def _target(target: Target) -> Iterator[Check]:
     """Whether this machine can run what is built for the target, and stand in for it in a measurement."""
+    if target.format == "c":
+        yield from _tools(target)
+        return
     found = [r for r in runtimes() if r.format == target.format]
     if not any(r.usable for r in found):
         wanted = " or ".join(r.package for r in found) or target.format

@@ -16,9 +16,11 @@ from edgeq.cli.models import complete_model
 from edgeq.cli.options import Settings, command
 from edgeq.config import render_sources
 from edgeq.config_keys import BITS, FORMATS, PEERS
+from edgeq.devices import get_target
 
 if TYPE_CHECKING:
     from edgeq.candidate import Candidate
+    from edgeq.devices.base import Target
     from edgeq.pipeline import ExportResult
 
 _PATH = click.Path(path_type=Path)
@@ -35,7 +37,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--device", metavar="TARGET", shell_complete=complete_device, help="Where it will run: `edgeq devices`.")
-@click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit.")
+@click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit, cnn.")
 @click.option("--weights", type=_PATH, metavar="FILE", help="Checkpoint of a named architecture (.safetensors, .pth).")
 @click.option(
     "--calib", type=_PATH, metavar="PATH", help="Photos like those the device will see; a quarter is held out."
@@ -78,7 +80,7 @@ def export(console: Console, settings: Settings, model: str | None, show_config:
     Raises:
         EdgeqError: Whatever keeps the artifact from being written; nothing is left behind.
     """
-    config, sources = settings.resolve({"model": model, **flags})
+    config, sources = settings.resolve({"model": model, **flags}, lambda name: get_target(name).defaults or {})
     if show_config:
         rows = render_sources(config, sources)
         console.result_table(("setting", "value", "source"), rows)
@@ -123,9 +125,11 @@ def _show(console: Console, result: ExportResult) -> None:
     console.result_table(
         ("candidate", "size MB", "SQNR dB median", "worst", "time / float", "integer MACs", "verdict"), rows
     )
-    console.result(
-        f"float: {summary['float_bytes'] / 1e6:.2f} MB, {summary['latency']['float']:.2f} ms on this machine"
-    )
+    latency = summary["latency"]
+    timed = "" if latency is None else f", {latency['float']:.2f} ms on this machine"
+    console.result(f"float: {summary['float_bytes'] / 1e6:.2f} MB{timed}")
+    if summary["microcontroller"]:
+        _show_program(console, summary["microcontroller"], result.target)
     if metric := summary["metric"]:
         low, high = metric["difference_interval"]
         console.result(
@@ -139,7 +143,29 @@ def _show(console: Console, result: ExportResult) -> None:
         show_comparison(console, result.comparison)
     if not summary["gates"]["passed"]:
         console.warn("a gate failed and --force shipped the artifact all the same")
-    console.result(f"{result.artifact}  next: python {result.artifact / 'run.py'}, edgeq inspect {result.artifact}")
+    run = f"python {result.artifact / 'run.py'}"
+    if summary["microcontroller"]:
+        run = f"edgeq verify {result.artifact} --on {_best_device(summary['microcontroller'])}"
+    console.result(f"{result.artifact}  next: {run}, edgeq inspect {result.artifact}")
+
+
+def _show_program(console: Console, program: Mapping[str, Any], target: Target) -> None:
+    """What the C takes, and what running it gave."""
+    parts = (("flash", program["flash_bytes"], target.flash_kb), ("RAM", program["ram_bytes"], target.ram_kb))
+    sizes = [f"{kind} {used / 1024:.1f}{f' of {limit}' if limit else ''} KiB" for kind, used, limit in parts]
+    code = "" if program["code_bytes"] is None else f", and {program['code_bytes'] / 1024:.1f} KiB of code"
+    console.result(f"C: {', '.join(sizes)} (arena {program['arena_bytes'] / 1024:.1f} KiB){code}")
+    if program["exact"]:
+        console.result("C and interpreter give the same integers")
+    if program["instructions"] is not None:
+        share = ", ".join(f"{kind} {100 * part:.0f} %" for kind, part in list(program["share"].items())[:4])
+        console.result(f"{program['instructions']:,} instructions on {program['machine']} (not cycles): {share}")
+    for reason in program["not_measured"]:
+        console.result(f"not measured: {reason}")
+
+
+def _best_device(program: Mapping[str, Any]) -> str:
+    return f"qemu://{program['machine']}" if program["machine"] else "local"
 
 
 def _row(network: str, candidate: Candidate, ships: bool) -> tuple[object, ...]:
@@ -147,7 +173,7 @@ def _row(network: str, candidate: Candidate, ships: bool) -> tuple[object, ...]:
     worst = candidate.worst_output
     return (
         f"{network} {candidate.scheme}".strip(),
-        round(candidate.bytes / 1e6, 2),
+        round(candidate.bytes / 1e6, 2 if candidate.bytes >= 1e6 else 3),
         None if worst is None else round(worst.median, 1),
         None if worst is None else round(worst.worst, 1),
         None if candidate.latency is None else round(candidate.latency.ratio, 3),

@@ -27,9 +27,11 @@ from edgeq.cli import (
     inspect,
     methods,
     models,
+    profile,
     report,
     reproduce,
     validate,
+    verify,
 )
 from edgeq.cli.console import Console, Talk
 from edgeq.cli.failure import Stopped, as_edgeq_error
@@ -79,6 +81,8 @@ cli = EdgeqGroup(
 )
 for _command in (
     export.export,
+    profile.profile,
+    verify.verify,
     validate.validate,
     compare.compare,
     report.report,

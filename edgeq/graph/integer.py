@@ -7,10 +7,9 @@ softmax its exponentials.
 
 from __future__ import annotations
 
-from torch import fx
+from collections.abc import Set
 
-from edgeq.graph.kinds import op_kind
-from edgeq.graph.placement import BackendRules, is_floating
+from edgeq.graph.placement import BackendRules
 from edgeq.spec import OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
 
 WIDE_BITS = 16
@@ -21,9 +20,8 @@ _MOVES = frozenset({"reshape", "flatten", "transpose", "permute", "slice", "sele
 _SAME_SCALE = frozenset({"max_pool2d"})
 
 
-def integer_rules(graph: fx.GraphModule) -> BackendRules:
-    """A backend that has an integer kernel for every operation of `graph`, with its own grid for every result."""
-    kinds = {op_kind(n) for n in graph.graph.nodes if n.op == "call_function" and is_floating(n)}
+def integer_rules(kinds: Set[str]) -> BackendRules:
+    """A backend that has an integer kernel for operations of `kinds`, with its own grid for every result."""
     return BackendRules(
         name="integer arithmetic",
         weighted={"linear": 0, "conv2d": 0},

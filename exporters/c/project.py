@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgeq import __version__
+from edgeq.exporters.base import Memory
 from edgeq.exporters.c.calls import TEMPLATES, Array, Call, Writer
+from edgeq.exporters.c.memory import report, rows_of, summed
 from edgeq.exporters.c.names import identifier
 from edgeq.graph.intgraph.graph import IntGraph, Port
 from edgeq.graph.intgraph.interpret import interpret
@@ -31,13 +32,13 @@ class CProject:
     Args:
         prefix: Of every name with external linkage, and of every file.
         arena: Where the buffers lie.
-        flash: Bytes of constants, by operation.
+        memory: What it takes.
         files: Names, in order.
     """
 
     prefix: str
     arena: ArenaPlan
-    flash: tuple[int, ...]
+    memory: Memory
     files: tuple[str, ...]
 
 
@@ -64,13 +65,14 @@ def write_project(graph: IntGraph, folder: Path, vectors: Vectors, name: str | N
         "Makefile": _template("Makefile"),
         "CMakeLists.txt": _template("CMakeLists.txt"),
     }
-    flash = tuple(sum(array.bytes for array in call.arrays) for call in calls)
-    files["memory.txt"] = _memory(graph, arena, calls, writer.constants())
+    rows = rows_of(arena, calls)
+    memory = summed(graph, arena, rows, writer.constants())
+    files["memory.txt"] = report(prefix, memory, rows)
     folder.mkdir(parents=True, exist_ok=True)
     written = {file.replace("NAME", prefix): text.replace("NAME", prefix) for file, text in files.items()}
     for file, text in written.items():
         (folder / file).write_text(text, encoding="ascii", newline="\n")
-    return CProject(prefix, arena, flash, tuple(written))
+    return CProject(prefix, arena, memory, tuple(written))
 
 
 def _template(file: str, values: Mapping[str, object] | None = None) -> str:
@@ -210,56 +212,28 @@ def _selftest(graph: IntGraph, prefix: str, vectors: Vectors) -> dict[str, str]:
         *(("input", i, port, [v[i] for v in vectors]) for i, port in enumerate(graph.inputs)),
         *(("expected", i, port, [e[i] for e in expected]) for i, port in enumerate(graph.outputs)),
     ]
-    header, body = [f"#define NAME_VECTORS {len(vectors)}\n"], ['#include "NAME_vectors.h"\n\n']
+    arrays = []
     for kind, index, port, codes in groups:
-        declared = f"const {_ctype(graph, port)} NAME_{kind}{index}[{max(1, len(codes))}][{codes[0].size}]"
         rows = ",\n".join("    {" + ", ".join(map(str, c.ravel().tolist())) + "}" for c in codes)
-        header.append(f"extern {declared};\n")
-        body.append(f"{declared} = {{\n{rows}}};\n\n")
-    inputs = [f"NAME_input{i}[v]" for i in range(len(graph.inputs))]
+        declared = f"static const {_ctype(graph, port)} {kind}{index}[{max(1, len(codes))}][{codes[0].size}]"
+        arrays.append(f"{declared} = {{\n{rows}}};\n")
+    inputs = [f"input{i}[vector]" for i in range(len(graph.inputs))]
     outputs = [f"output{i}" for i in range(len(graph.outputs))]
     sizes = [graph.tensors[port.tensor].size for port in graph.outputs]
     buffers = [f"static {_ctype(graph, port)} output{i}[{sizes[i]}];" for i, port in enumerate(graph.outputs)]
     compare = [
-        f"        for (int i = 0; i < {size}; i++) {{\n"
-        f"            different += output{i}[i] != NAME_expected{i}[v][i];\n        }}"
+        f"    for (int i = 0; i < {size}; i++) {{\n"
+        f"        different += count(output{i}[i], expected{i}[vector][i], largest);\n    }}"
         for i, size in enumerate(sizes)
     ]
     values = {
         "UPPER": prefix.upper(),
+        "vectors": len(vectors),
+        "arrays": "\n".join(arrays),
         "buffers": "\n".join(buffers),
         "arguments": ", ".join([*inputs, *outputs]),
         "compare": "\n".join(compare),
         "codes": " + ".join(map(str, sizes)),
     }
-    return {
-        "NAME_vectors.h": _guarded("NAME_VECTORS_H", "#include <stdint.h>\n\n" + "".join(header)),
-        "NAME_vectors.c": "".join(body),
-        "NAME_selftest.c": _template("selftest.c", values),
-    }
-
-
-def _memory(graph: IntGraph, arena: ArenaPlan, calls: Sequence[Call], constants: Sequence[Array]) -> str:
-    """Flash and RAM of each layer, before anything is flashed."""
-    seen: set[str] = set()
-    rows, total = [], sum(array.bytes for array in constants)
-    for index, call in enumerate(calls):
-        fresh = [a for a in call.arrays if a.name not in seen]
-        seen.update(a.name for a in fresh)
-        flash = sum(a.bytes for a in fresh)
-        total += flash
-        rows.append(f"{index:5d} {type(call.op).__name__:16s} {flash:9d} {arena.live[index]:9d}  {call.op.name}")
-    deciding = calls[int(np.argmax(arena.live))].op.name if calls else "none"
-    return "\n".join(
-        [
-            f"{graph.name}: bytes of constants and of the arena; code and stack are not counted",
-            "",
-            f"flash, constants  {total}",
-            f"arena             {arena.bytes}",
-            f"arena, bound      {arena.bound} (alive at once, in {deciding}; no plan is smaller)",
-            "",
-            "layer operation            flash     alive  name",
-            *rows,
-            "",
-        ]
-    )
+    names = ("vectors.h", "vectors.c", "selftest.c")
+    return {f"NAME_{name}": _template(name, values) for name in names}

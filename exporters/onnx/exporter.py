@@ -20,6 +20,7 @@ class OnnxExporter:
 
     name = "onnx"
     file_name = "model.onnx"
+    float_format = "onnx"
     rules = ONNX
     schemes = SCHEMES
 

@@ -20,6 +20,7 @@ class OpenVinoExporter:
 
     name = "openvino"
     file_name = "model.xml"
+    float_format = "openvino"
     rules = OPENVINO
     schemes = SCHEMES
 

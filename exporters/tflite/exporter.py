@@ -20,6 +20,7 @@ class TfliteExporter:
 
     name = "tflite"
     file_name = "model.tflite"
+    float_format = "tflite"
     rules = TFLITE
     schemes = SCHEMES
 

@@ -13,16 +13,21 @@ from torch import fx
 
 from edgeq.data import open_images
 from edgeq.devices.cortex_m import missing_tools, run_emulated
+from edgeq.exporters import get_exporter
+from edgeq.exporters.c.exporter import codes_in_plan_order
 from edgeq.exporters.c.project import write_project
-from edgeq.firmware import integer_network
-from edgeq.graph.intgraph.graph import IntGraph, Norm, Softmax
+from edgeq.graph.intgraph.graph import Conv, FullyConnected, IntGraph, Norm, Softmax
 from edgeq.graph.intgraph.interpret import dequantize_output, interpret, quantize_input, trace
-from edgeq.graph.legalize import Legalized
+from edgeq.graph.intgraph.lower import lower
+from edgeq.graph.legalize import Legalized, legalize, observed
+from edgeq.graph.solve import Rounding
+from edgeq.graph.transforms.transformer import Batches
 from edgeq.metrics import sqnr_db
 from edgeq.models import load_model
 from edgeq.models.base import parse_model
-from edgeq.recipe import Recipe
-from edgeq.spec import Precision
+from edgeq.quant.calibrator import calibrate
+from edgeq.recipe import Recipe, place_scheme, transform_graph
+from edgeq.spec import Precision, codes_hash
 from tests.unit.exporters.test_c_project import SANITIZERS, selftest
 from tests.unit.graph.intgraphs import Sample, codes_of
 
@@ -40,6 +45,17 @@ class Nano:
     labels: list[int]
 
 
+def integer_network(network: fx.GraphModule, batches: Batches, recipe: Recipe) -> tuple[IntGraph, Legalized]:
+    """What an export makes of a network for microcontrollers."""
+    exporter = get_exporter("c")
+    graph, _ = transform_graph(recipe.transform, network, batches, 0)
+    config, placement = place_scheme(graph, exporter, "integer", recipe.precision)
+    statistics = calibrate(graph, observed(graph, placement), batches())
+    rounding = Rounding(recipe.rounding, lambda: list(batches()))
+    form = legalize(graph, placement, config, exporter.rules, statistics, "integer", rounding)
+    return lower(form.emission, form.plan, "vit_nano"), form
+
+
 @pytest.fixture(scope="module")
 def nano(real_data: Path) -> Nano:
     adapter = load_model(parse_model("vit_nano", None, None))
@@ -53,7 +69,7 @@ def nano(real_data: Path) -> Nano:
     def calibration() -> Iterator[Sample]:
         return (sample(i) for i in range(32))
 
-    graph, form = integer_network(network, "vit_nano", calibration, Recipe("none", "nearest", Precision()))
+    graph, form = integer_network(network, calibration, Recipe("none", "nearest", Precision()))
     held_out = range(100, 200)
     labels = [int(np.load(real_data / "cifar10" / "test.npz")["label"][i]) for i in held_out]
     return Nano(form, graph, network, [sample(i) for i in held_out], labels)
@@ -102,7 +118,7 @@ def test_tables_and_roots_on_real_activations(nano: Nano, kind: type[Softmax] | 
 
 def test_the_transformed_vit_has_integer_kernels_too(nano: Nano) -> None:
     recipe = Recipe("transformer", "nearest", Precision())
-    graph, _ = integer_network(nano.network, "vit_nano", lambda: iter(nano.images[:8]), recipe)
+    graph, _ = integer_network(nano.network, lambda: iter(nano.images[:8]), recipe)
     found = []
     for image, codes in zip(nano.images[50:60], codes_of(graph, nano.images[50:60]), strict=True):
         with torch.no_grad():
@@ -122,6 +138,38 @@ def test_generated_c_of_the_vit(nano: Nano, line: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
 def test_the_vit_runs_on_an_emulated_core(nano: Nano, core: str, tmp_path: Path) -> None:
     write_project(nano.graph, tmp_path, codes_of(nano.graph, nano.images[:1]))
-    run = run_emulated(tmp_path, "vit_nano", core)
-    assert run.different == 0
+    run = run_emulated(tmp_path, core)
+    assert run.outcome.different == 0
     assert len(run.layers) == len(nano.graph.ops)
+
+
+@pytest.mark.parametrize("name", ["cifar_cnn", "vit_micro"])
+def test_the_small_networks_keep_their_accuracy(name: str, real_data: Path) -> None:
+    adapter = load_model(parse_model(name, None, None))
+    calibration = open_images(adapter.sample_file or real_data, role="calibration")
+
+    def batches() -> Iterator[Sample]:
+        for index in range(0, 100, 2):
+            yield tuple(torch.from_numpy(a) for a in adapter.inputs(calibration.read(index)))
+
+    network = adapter.loaded.graph
+    graph, form = integer_network(network, batches, Recipe("none", "gptq", Precision()))
+    assert sum(codes.nbytes for codes in read_back_weights(graph, form).values()) <= 256 * 1024
+    source = open_images(real_data / "cifar10" / "test.npz", role="evaluation")
+    hits = [0, 0]
+    for index in range(len(source)):
+        sample = tuple(torch.from_numpy(a) for a in adapter.inputs(source.read(index)))
+        with torch.no_grad():
+            exact = network(*sample)[0].numpy()
+        found = dequantize_output(graph, graph.outputs[0], interpret(graph, codes_of(graph, [sample])[0])[0])
+        for side, logits in enumerate((exact, found)):
+            hits[side] += int(np.argmax(logits) == source.items[index].label)
+    assert abs(hits[0] - hits[1]) <= 0.01 * len(source)
+
+
+def read_back_weights(graph: IntGraph, form: Legalized) -> dict[str, np.ndarray]:
+    """The weights of a network as bytes, all of the plan."""
+    layers = [op for op in graph.ops if isinstance(op, (Conv, FullyConnected))]
+    codes = {op.name: codes_in_plan_order(op) for op in layers}
+    assert {codes_hash(c) for c in codes.values()} == {t.codes_sha256 for t in form.plan.weights()}
+    return {name: c.astype(np.int8) for name, c in codes.items()}

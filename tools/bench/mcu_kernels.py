@@ -190,9 +190,9 @@ def count(layer: Layer, core: str) -> int:
     codes = [chance.integers(t.low, t.high + 1, t.size).astype(t.dtype) for t in tensors]
     with tempfile.TemporaryDirectory() as folder:
         write_project(graph, Path(folder), [codes])
-        run = run_emulated(Path(folder), "bench", core)
-    if run.different:
-        raise SystemExit(f"{core}: {run.different} codes differ")
+        run = run_emulated(Path(folder), core)
+    if run.outcome.different:
+        raise SystemExit(f"{core}: {run.outcome.different} codes differ")
     return run.layers[0]
 
 

@@ -21,6 +21,9 @@ README = Path(__file__).parents[2] / "README.md"
 DOCUMENTS = (README, *(README.parent / "docs" / name for name in ("methods.md", "robustness.md")))
 
 
+REFERENCES = ("vit_nano", "vit_micro", "cifar_cnn")
+
+
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -73,16 +76,15 @@ def openvino_table() -> str:
     return "\n".join(lines)
 
 
-def vit_nano_table() -> str:
-    """How the shipped reference weights came to be, from the note that training wrote."""
-    note = json.loads((README.parent / "models" / "weights" / "vit_nano.json").read_text(encoding="utf-8"))
-    rows = {
-        "parameters": f"{note['parameters']:,}",
-        "data": note["data"],
-        "training": f"{note['epochs']} epochs on {note['device']}, {note['seconds'] / 60:.0f} minutes",
-        "float top-1": f"{100 * note['float_top1']:.1f} % of {note['n']:,} test images never trained or selected on",
-    }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+def reference_table() -> str:
+    """How the shipped reference weights came to be, from the notes that training wrote."""
+    weights = README.parent / "models" / "weights"
+    notes = [json.loads((weights / f"{name}.json").read_text(encoding="utf-8")) for name in REFERENCES]
+    lines = ["| network | parameters | training | float top-1, n=1,000 |", "|---|---|---|---|"]
+    for note in notes:
+        training = f"{note['epochs']} epochs on {note['device']}, {note['seconds'] / 60:.0f} minutes"
+        lines.append(f"| {note['model']} | {note['parameters']:,} | {training} | {100 * note['float_top1']:.1f} % |")
+    return "\n".join(lines)
 
 
 def cost_table() -> str:
@@ -209,6 +211,31 @@ def _extra(outcome: dict[str, Any]) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
+def mcu_table() -> str:
+    """The shipped networks as C: memory, accuracy, instructions."""
+    rows: dict[str, dict[str, Any]] = json.loads((RESULTS / "mcu_networks.json").read_text(encoding="utf-8"))["rows"]
+    lines = [
+        "| network | flash KiB: constants, code | RAM KiB | SQNR dB, median / worst | top-1 %: float, C (95 %) "
+        "| M instructions: M4, M7, M33, M55 | softmax and norms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, row in rows.items():
+        program, sqnr, metric = row["microcontroller"], row["sqnr_db"], row["metric"]
+        low, high = metric["difference_interval"]
+        shares = sum(part for kind, part in program["share"].items() if kind in ("Softmax", "Norm"))
+        cells = [
+            label,
+            f"{program['flash_bytes'] / 1024:.0f}, {program['code_bytes'] / 1024:.0f}",
+            f"{program['ram_bytes'] / 1024:.0f}",
+            f"{_number(sqnr['median'], 1)} / {_number(sqnr['worst'], 1)} (n={sqnr['n']})",
+            f"{metric['float']:.1f}, {metric['quantized']:.1f} ({low:+.1f} to {high:+.1f}, n={metric['n']})",
+            ", ".join(f"{count / 1e6:.1f}" for count in row["instructions"].values()),
+            f"{100 * shares:.0f} %" if shares else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _accuracy_cell(row: dict[str, Any] | None, goal: float) -> str:
     if row is None:
         return "-"
@@ -220,7 +247,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "cost": cost_table,
     "peers": peers_table,
-    "vit_nano": vit_nano_table,
+    "references": reference_table,
     "openvino": openvino_table,
     "methods": method_tables.methods_table,
     "vit_fidelity": method_tables.vit_fidelity_table,
@@ -228,6 +255,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "vit_accuracy": vit_accuracy_table,
     "budgets": budgets_table,
     "robustness": robustness_table,
+    "mcu": mcu_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 

@@ -13,13 +13,16 @@ from torch import Tensor, fx
 from edgeq.errors import InternalError, ModelError
 from edgeq.graph.intgraph.builder import Builder, Grid, Value
 from edgeq.graph.kinds import op_kind
-from edgeq.graph.legalize import Legalized
 from edgeq.graph.rewrite import fetch
+from edgeq.spec import QuantPlan
 
 Reals = NDArray[np.float64]
 
 MOVES = frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"})
 """Operations that only move codes."""
+
+CLIPS = frozenset({"relu", "relu6", "clamp", "hardtanh"})
+LAYERS = frozenset({"linear", "conv2d"})
 
 
 def refused(
@@ -36,19 +39,16 @@ class Context:
     """State of a lowering.
 
     Args:
-        legalized: What is lowered.
+        gm: What is lowered: the graph with its quantize/dequantize pairs.
+        plan: Its plan.
         builder: What it becomes.
         values: Results so far, by node.
     """
 
-    legalized: Legalized
+    gm: fx.GraphModule
+    plan: QuantPlan
     builder: Builder
     values: dict[fx.Node, Value] = field(default_factory=dict)
-
-    @property
-    def gm(self) -> fx.GraphModule:
-        """The graph with its quantize/dequantize pairs."""
-        return self.legalized.emission
 
     def grid(self, node: fx.Node) -> Grid:
         """The grid of the result of `node`.
@@ -130,8 +130,8 @@ class Context:
 
     def carrier(self, node: fx.Node) -> fx.Node:
         """The node that carries the result's grid: `node`, or the activation that its kernel absorbs."""
-        users = [user for user in node.users if user.name in self.legalized.absorbed]
-        return users[0] if users and users[0].args[0] is node else node
+        users = [user for user in node.users if is_absorbed(user)]
+        return users[0] if users else node
 
     def check_weight(self, node: fx.Node, digest: str) -> None:
         """The integers of a layer must be those of the plan.
@@ -142,7 +142,7 @@ class Context:
         operand = node.args[1]
         assert isinstance(operand, fx.Node)
         attribute = str(self.behind(node, operand).target)
-        if self.legalized.plan.tensors[attribute].codes_sha256 != digest:
+        if self.plan.tensors[attribute].codes_sha256 != digest:
             raise InternalError(f"weights of {node.name} differ from the plan", code="EQ-Z501", place=node.name)
 
     def settled(self, node: fx.Node, index: int) -> Value:
@@ -156,7 +156,7 @@ class Context:
         attribute = quantize.args[0] if isinstance(quantize, fx.Node) and quantize.args else None
         if not (isinstance(quantize, fx.Node) and isinstance(attribute, fx.Node) and attribute.op == "get_attr"):
             raise refused(node, "its weight is not a constant on a grid")
-        plan = self.legalized.plan.tensors[str(attribute.target)]
+        plan = self.plan.tensors[str(attribute.target)]
         scale = np.atleast_1d(plan.uniform.scale).astype(np.float64)
         reals = fetch(self.gm, str(attribute.target)).double().numpy()
         codes = np.rint(reals / scale.reshape(-1, *[1] * (reals.ndim - 1))).astype(np.int64)
@@ -171,6 +171,12 @@ def is_quantize(node: fx.Node) -> bool:
 def is_dequantize(node: fx.Node) -> bool:
     """Whether `node` ends a quantize/dequantize pair."""
     return node.op == "call_function" and "quantized_decomposed.dequantize" in str(node.target)
+
+
+def is_absorbed(node: fx.Node) -> bool:
+    """Whether `node` is an activation that reads a layer without a pair between them: the layer's kernel does it."""
+    source = node.args[0] if node.args else None
+    return op_kind(node) in CLIPS and isinstance(source, fx.Node) and op_kind(source) in LAYERS
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

@@ -15,7 +15,16 @@ import numpy as np
 from torch import fx
 
 from edgeq.graph.intgraph.builder import Builder, Value, positions
-from edgeq.graph.intgraph.context import MOVES, Context, is_dequantize, is_quantize, refused, shape_of
+from edgeq.graph.intgraph.context import (
+    CLIPS,
+    MOVES,
+    Context,
+    is_absorbed,
+    is_dequantize,
+    is_quantize,
+    refused,
+    shape_of,
+)
 from edgeq.graph.intgraph.graph import IntGraph, Port
 from edgeq.graph.intgraph.pointwise import (
     lower_clip,
@@ -30,7 +39,7 @@ from edgeq.graph.intgraph.pointwise import (
 )
 from edgeq.graph.intgraph.products import IMAGE, lower_conv, lower_linear, lower_matmul
 from edgeq.graph.kinds import op_kind
-from edgeq.graph.legalize import Legalized
+from edgeq.spec import QuantPlan
 
 Lowering = Callable[[Context, fx.Node], Value]
 
@@ -52,28 +61,33 @@ LOWERINGS: Mapping[str, Lowering] = MappingProxyType(
         "avg_pool2d": lower_pool,
         "max_pool2d": lower_pool,
         "cat": lower_concat,
-        **dict.fromkeys(("relu", "relu6", "clamp", "hardtanh"), lower_clip),
+        **dict.fromkeys(CLIPS, lower_clip),
         **dict.fromkeys(TABLES, lower_table),
     }
 )
 """How each kind of operation is lowered; what only moves codes is in `MOVES`."""
 
 
-def lower(legalized: Legalized, name: str) -> IntGraph:
+KERNELS = frozenset(LOWERINGS) | MOVES
+"""Kinds of operations that become integers."""
+
+
+def lower(emission: fx.GraphModule, plan: QuantPlan, name: str) -> IntGraph:
     """The integers of a legalized graph.
 
     Args:
-        legalized: Result of `legalize` with the placement of `edgeq.recipe.place_integer`, captured for one sample.
+        emission: Of `legalize` with a placement by `integer_rules`, captured for one sample.
+        plan: Likewise.
         name: Of the model.
 
     Raises:
         ModelError: EQ-M500 names an operation that has no integer kernel, EQ-M501 a layer in which a value could
             overflow, EQ-M502 a rearrangement with too many axes.
     """
-    context = Context(legalized, Builder(name))
+    context = Context(emission, plan, Builder(name))
     inputs: list[Port] = []
     outputs: list[Port] = []
-    for node in legalized.emission.graph.nodes:
+    for node in emission.graph.nodes:
         if node.op == "placeholder":
             inputs.append(_input(context, node))
         elif node.op == "output":
@@ -108,7 +122,7 @@ def _output(context: Context, node: fx.Node, operand: Any, taken: set[str]) -> P
 
 def _operation(context: Context, node: fx.Node) -> Value:
     kind = op_kind(node)
-    if node.name in context.legalized.absorbed:
+    if is_absorbed(node):
         source = node.args[0]
         assert isinstance(source, fx.Node)
         return context.values[source]

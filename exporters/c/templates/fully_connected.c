@@ -1,8 +1,15 @@
 /* Scratch: two rows of 16-bit numbers. */
 void NAME_fully_connected(const int8_t *x, int32_t rows, const NAME_layer *layer, void *y, void *scratch)
 {
-    static const int32_t base[2] = {0, 0};
     const int32_t n = layer->inner;
+#if defined(NAME_MVE)
+    (void)scratch;
+    for (int32_t r = 0; r < rows; r += 2, x += 2 * n) {
+        const int8_t *const pair[2] = {x, x + n};
+        NAME_products_bytes(pair, rows - r < 2 ? 1 : 2, layer, y, r * layer->outputs);
+    }
+#else
+    static const int32_t base[2] = {0, 0};
     int16_t *expanded = (int16_t *)scratch;
     for (int32_t r = 0; r < rows; r += 2) {
         const int32_t count = rows - r < 2 ? 1 : 2;
@@ -11,5 +18,6 @@ void NAME_fully_connected(const int8_t *x, int32_t rows, const NAME_layer *layer
         }
         NAME_products(expanded, count, layer, base, y, r * layer->outputs);
     }
+#endif
 }
 

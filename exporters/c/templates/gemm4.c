@@ -2,11 +2,20 @@
 #define NAME_ROOM(count) (((count) + 15) & ~(int32_t)15)
 
 /* With SIMD on words, eight codes lie as 0 4 1 5 2 6 3 7: the halves that a mask takes out of a word of weights. With
- * vectors, sixteen lie as their even and their odd ones: the low and the high halves of eight bytes of weights. */
+ * vectors, bytes, first all even codes and then all odd ones: the low and the high halves of the weights. */
 int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
 {
     int32_t sum = 0, i = 0;
-#if defined(NAME_DSP)
+#if defined(NAME_MVE)
+    int8_t *even = (int8_t *)to, *odd = even + NAME_ROOM(count) / 2;
+    for (; i + 16 <= count; i += 16) {
+        const int8x16_t codes = vldrbq_s8(x + i);
+        const uint16x8_t pairs = vreinterpretq_u16_s8(codes);
+        vstrbq_u16((uint8_t *)even + i / 2, pairs);
+        vstrbq_u16((uint8_t *)odd + i / 2, vshrq_n_u16(pairs, 8));
+        sum = vaddvaq_s8(sum, codes);
+    }
+#elif defined(NAME_DSP)
     for (; i + 8 <= count; i += 8) {
         const uint32_t first = NAME_word(x + i), second = NAME_word(x + i + 4);
         const uint32_t a = NAME_even(first), b = NAME_odd(first), c = NAME_even(second), d = NAME_odd(second);
@@ -20,7 +29,7 @@ int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
     for (; i < NAME_PADDED(count); i++) {
         const int32_t value = i < count ? x[i] : 0;
 #if defined(NAME_MVE)
-        to[(i & ~15) + ((i & 1) << 3) + ((i & 15) >> 1)] = (int16_t)value;
+        ((i & 1) != 0 ? odd : even)[i >> 1] = (int8_t)value;
 #elif defined(NAME_DSP)
         to[(i & ~7) + ((i & 3) << 1) + ((i >> 2) & 1)] = (int16_t)value;
 #else
@@ -38,23 +47,59 @@ static inline int32_t NAME_pair(const int16_t *x, uint32_t byte)
 }
 #endif
 
+#if defined(NAME_MVE)
+/* Even and odd codes of one row times four rows of weights, n bytes of two codes each. */
+static inline int32x4_t NAME_dot14_4(const int8_t *even, const int8_t *odd, const uint8_t *const *w, int32_t n)
+{
+    const uint8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+    const uint8x16_t mask = vdupq_n_u8(15);
+    int32_t a = 0, b = 0, c = 0, d = 0;
+    int32x4_t sums;
+#define NAME_TAKE(w, sum) \
+    "vldrb.8 q2, [%[" w "]], #16\n" \
+    "vand q3, q2, %q[mask]\n" \
+    "vmladava.s8 %[" sum "], q0, q3\n" \
+    "vshr.u8 q2, q2, #4\n" \
+    "vmladava.s8 %[" sum "], q1, q2\n"
+    __asm__ volatile("wlstp.8 lr, %[n], 2f\n"
+                     "1: vldrb.8 q0, [%[even]], #16\n"
+                     "vldrb.8 q1, [%[odd]], #16\n"
+                     NAME_TAKE("w0", "a") NAME_TAKE("w1", "b") NAME_TAKE("w2", "c") NAME_TAKE("w3", "d")
+                     "letp lr, 1b\n"
+                     "2: vmov %e[sums], %[a], %[b]\n"
+                     "vmov %f[sums], %[c], %[d]\n"
+                     : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [even] "+r"(even), [odd] "+r"(odd),
+                       [w0] "+r"(w0), [w1] "+r"(w1), [w2] "+r"(w2), [w3] "+r"(w3), [sums] "=&w"(sums)
+                     : [n] "r"(n), [mask] "w"(mask)
+                     : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+#undef NAME_TAKE
+    return sums;
+}
+
+void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
+{
+    const NAME_layer own = *layer;
+    const int32_t n = NAME_PADDED(own.inner) / 2, room = NAME_ROOM(own.inner);
+    const uint8_t *codes = (const uint8_t *)own.codes;
+    for (int32_t j = 0; j < own.outputs; j += 4) {
+        const NAME_four four = NAME_channels(&own, j);
+        const uint8_t *w[4];
+        for (int32_t t = 0; t < 4; t++, codes += n) { /* beyond the last output, another one again */
+            w[t] = j + t < own.outputs ? codes : w[0];
+        }
+        for (int32_t r = 0; r < rows; r++) {
+            const int8_t *row = (const int8_t *)(x + r * room);
+            const int32x4_t sums = vaddq_n_s32(NAME_dot14_4(row, row + room / 2, w, n), base[r]);
+            NAME_finish4(sums, four, &own, y, at + j + r * own.outputs);
+        }
+    }
+}
+#else
 NAME_APART static void NAME_dot22_4(
     const int16_t *x0, const int16_t *x1, const uint8_t *w0, const uint8_t *w1, int32_t n, int32_t *sum)
 {
     int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
-#if defined(NAME_MVE)
-    for (int32_t k = 0; k < n; k += 16, w0 += 8, w1 += 8, x0 += 16, x1 += 16) {
-        const mve_pred16_t p = vctp16q((uint32_t)(n - k) >> 1);
-        const uint16x8_t v0 = vldrbq_z_u16(w0, p), v1 = vldrbq_z_u16(w1, p), mask = vdupq_n_u16(15);
-        const int16x8_t u0 = vldrhq_s16(x0), u1 = vldrhq_s16(x1), z0 = vldrhq_s16(x0 + 8), z1 = vldrhq_s16(x1 + 8);
-        const int16x8_t even0 = vreinterpretq_s16_u16(vandq_u16(v0, mask)), odd0 = vreinterpretq_s16_u16(vshrq_n_u16(v0, 4));
-        const int16x8_t even1 = vreinterpretq_s16_u16(vandq_u16(v1, mask)), odd1 = vreinterpretq_s16_u16(vshrq_n_u16(v1, 4));
-        a = vmladavaq_p_s16(vmladavaq_p_s16(a, u0, even0, p), z0, odd0, p);
-        b = vmladavaq_p_s16(vmladavaq_p_s16(b, u0, even1, p), z0, odd1, p);
-        c = vmladavaq_p_s16(vmladavaq_p_s16(c, u1, even0, p), z1, odd0, p);
-        d = vmladavaq_p_s16(vmladavaq_p_s16(d, u1, even1, p), z1, odd1, p);
-    }
-#elif defined(NAME_DSP)
+#if defined(NAME_DSP)
     const uint32_t mask = 0x000f000fu;
     for (int32_t k = 0; k < n; k += 8, w0 += 4, w1 += 4, x0 += 8, x1 += 8) {
         const uint32_t v0 = NAME_word(w0), v1 = NAME_word(w1);
@@ -98,25 +143,7 @@ NAME_APART static void NAME_dot14_4(const int16_t *x, const uint8_t *const *w, i
 {
     const uint8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
     int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
-#if defined(NAME_MVE)
-    for (int32_t k = 0; k < n; k += 16, x += 16) {
-        const mve_pred16_t p = vctp16q((uint32_t)(n - k) >> 1);
-        const int16x8_t u = vldrhq_s16(x), z = vldrhq_s16(x + 8);
-        const uint16x8_t mask = vdupq_n_u16(15);
-        uint16x8_t v = vldrbq_z_u16(w0 + k / 2, p);
-        a = vmladavaq_p_s16(a, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
-        a = vmladavaq_p_s16(a, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
-        v = vldrbq_z_u16(w1 + k / 2, p);
-        b = vmladavaq_p_s16(b, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
-        b = vmladavaq_p_s16(b, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
-        v = vldrbq_z_u16(w2 + k / 2, p);
-        c = vmladavaq_p_s16(c, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
-        c = vmladavaq_p_s16(c, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
-        v = vldrbq_z_u16(w3 + k / 2, p);
-        d = vmladavaq_p_s16(d, u, vreinterpretq_s16_u16(vandq_u16(v, mask)), p);
-        d = vmladavaq_p_s16(d, z, vreinterpretq_s16_u16(vshrq_n_u16(v, 4)), p);
-    }
-#elif defined(NAME_DSP)
+#if defined(NAME_DSP)
     const uint32_t mask = 0x000f000fu;
     for (int32_t k = 0; k < n; k += 8, x += 8, w0 += 4, w1 += 4, w2 += 4, w3 += 4) {
         const uint32_t u0 = NAME_word(x), u1 = NAME_word(x + 2), u2 = NAME_word(x + 4), u3 = NAME_word(x + 6);
@@ -174,4 +201,5 @@ void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, con
         }
     }
 }
+#endif
 

@@ -18,7 +18,7 @@ from tests.unit.graph.intgraphs import codes_of, lowered, noise
 def test_a_missing_tool_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cortex_m, "COMPILER", "no-such-compiler")
     with pytest.raises(MissingError, match="no-such-compiler") as lacking:
-        run_emulated(tmp_path, "small", "cortex-m4")
+        run_emulated(tmp_path, "cortex-m4")
     assert lacking.value.code == "EQ-P500" and "apt-get install" in str(lacking.value.hint)
 
 
@@ -33,8 +33,8 @@ def test_every_core_gives_the_integers_of_the_interpreter(name: str, core: str, 
     samples = noise(*shape, count=2)
     graph = lowered(made().eval(), samples, precision or Precision())
     write_project(graph, tmp_path, codes_of(graph, samples) + hostile(graph, 1))
-    run = run_emulated(tmp_path, "small", core, "-O2")
-    assert run.different == 0
+    run = run_emulated(tmp_path, core, "-O2")
+    assert run.outcome.different == 0
     assert len(run.layers) == len(graph.ops) and min(run.layers) > 0
     assert abs(run.total - sum(run.layers)) <= 60 * len(run.layers)
 
@@ -46,10 +46,10 @@ def test_counts_are_the_same_every_time_and_smaller_with_vector_instructions(tmp
     samples = noise(*shape, count=1)
     graph = lowered(made().eval(), samples)
     write_project(graph, tmp_path, codes_of(graph, samples))
-    runs = [run_emulated(tmp_path, "small", "cortex-m4"), run_emulated(tmp_path, "small", "cortex-m4")]
+    runs = [run_emulated(tmp_path, "cortex-m4"), run_emulated(tmp_path, "cortex-m4")]
     assert runs[0] == runs[1]
-    plain = run_emulated(tmp_path, "small", "cortex-m4", plain=True)
-    assert plain.different == 0 and plain.total > runs[0].total
+    plain = run_emulated(tmp_path, "cortex-m4", plain=True)
+    assert plain.outcome.different == 0 and plain.total > runs[0].total
 
 
 @pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
@@ -59,5 +59,5 @@ def test_a_program_that_does_not_build_says_why(tmp_path: Path) -> None:
     write_project(graph, tmp_path, codes_of(graph, noise(*shape, count=1)))
     (tmp_path / "small_weights.c").write_text("#error broken\n")
     with pytest.raises(DeviceError, match="broken") as failed:
-        run_emulated(tmp_path, "small", "cortex-m4")
+        run_emulated(tmp_path, "cortex-m4")
     assert failed.value.code == "EQ-X500"

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from edgeq.devices import get_target, targets
+from edgeq.devices.cortex_m import machine_named
 from edgeq.errors import InternalError, UsageError
 
 
 def test_known_targets_and_alias() -> None:
-    assert set(targets()) == {"rpi5", "rpi4", "rpi-zero2w", "x86", "nuc", "n100"}
+    computers = {"rpi5", "rpi4", "rpi-zero2w", "x86", "nuc", "n100"}
+    boards = {"nucleo-f446re", "nrf52840-dk", "nucleo-l552ze", "nucleo-h743zi", "mps3-an547"}
+    assert set(targets()) == computers | boards | {"cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"}
     assert get_target("rpi") is get_target("rpi5")
     assert get_target(" RPi4 ").name == "rpi4"
 
@@ -28,13 +31,16 @@ def test_every_target_is_complete_and_sourced() -> None:
     for target in targets().values():
         assert target.schemes[target.format]
         assert all(set(names) <= {"dynamic", "static", "integer"} for names in target.schemes.values())
-        assert target.format == ("openvino" if target.family == "x86_64" else "tflite")
+        assert target.format == {"x86_64": "openvino", "aarch64": "tflite", "cortex-m": "c"}[target.family]
         assert target.sources
         assert set(target.sources) <= set(target.to_dict())
         assert json.loads(json.dumps(target.to_dict())) == target.to_dict()
         if target.family == "aarch64":
             assert target.mhz >= 1000
             assert target.ram_mb >= 512
+        if target.family == "cortex-m":
+            assert machine_named(target.machine) in targets()
+            assert (target.flash_kb > 0) == (target.ram_kb > 0) == ("flash_kb" in target.sources)
 
 
 def test_no_name_is_taken_twice() -> None:

@@ -31,7 +31,8 @@ def legalized(module: nn.Module, samples: Sequence[Sample], precision: Precision
 
 def lowered(module: nn.Module, samples: Sequence[Sample], precision: Precision | None = None) -> IntGraph:
     """The integers of a module."""
-    return lower(legalized(module, samples, precision), "small")
+    form = legalized(module, samples, precision)
+    return lower(form.emission, form.plan, "small")
 
 
 def codes_of(graph: IntGraph, samples: Sequence[Sample]) -> list[list[NDArray[Any]]]:

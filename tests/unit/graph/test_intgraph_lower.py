@@ -72,7 +72,7 @@ def differences(form: Legalized, graph: IntGraph, sample: Sample) -> dict[str, t
 def test_every_operation_is_within_a_code_of_the_simulation(module: nn.Module, shape: tuple[int, ...]) -> None:
     samples = noise(*shape)
     form = legalized(module.eval(), samples)
-    graph = lower(form, "small")
+    graph = lower(form.emission, form.plan, "small")
     found = differences(form, graph, samples[0])
     assert len(found) >= 9
     near = {name: gap for name, (kind, gap) in found.items() if kind not in ("Softmax", "Norm")}
@@ -84,7 +84,7 @@ def test_every_operation_is_within_a_code_of_the_simulation(module: nn.Module, s
 @pytest.mark.parametrize("module, shape", [(SmallCnn(), (1, 3, 20, 20)), (SmallAttention(), (1, 7, 12))])
 def test_weights_are_those_of_the_plan(module: nn.Module, shape: tuple[int, ...]) -> None:
     form = legalized(module.eval(), noise(*shape))
-    graph = lower(form, "small")
+    graph = lower(form.emission, form.plan, "small")
     hashes = {tensor.codes_sha256 for tensor in form.plan.weights()}
     found = set()
     for op in graph.ops:

@@ -1,0 +1,82 @@
+"""`edgeq verify ARTIFACT --on DEVICE`: whether a device computes what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgeq.cli.console import Console
+from edgeq.cli.options import command
+
+if TYPE_CHECKING:
+    from edgeq.artifact import Artifact
+    from edgeq.devices.attached import Device
+
+_PATH = click.Path(path_type=Path)
+_Body = TypeVar("_Body", bound=Callable[..., Any])
+
+
+def on_option(body: _Body) -> _Body:
+    """The option `--on`."""
+    text = "Device: local, or qemu://BOARD for generated C (mps2-an385, -an386, -an500, -an505, mps3-an547)."
+    declare: Callable[[_Body], _Body] = click.option("--on", metavar="DEVICE", default="local", help=text)
+    return declare(body)
+
+
+def opened(path: Path, on: str, threads: int) -> tuple[Artifact, Device]:
+    """The artifact, every file checked against its hash, and the device.
+
+    Raises:
+        InputError: Not an artifact, or a damaged one.
+        UsageError: No such device.
+    """
+    from edgeq.artifact import Artifact  # imports numpy
+    from edgeq.devices.attached import open_device
+
+    device = open_device(on, threads)
+    artifact = Artifact.open(path)
+    artifact.verify_files()
+    return artifact, device
+
+
+@command(
+    "verify",
+    examples="""
+    edgeq verify out/vit_nano-rpi
+    edgeq verify out/vit_micro-cortex-m4 --on qemu://mps3-an547
+    """,
+)
+@click.argument("artifact", type=_PATH)
+@on_option
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", default=1, help="CPU threads (default 1).")
+def verify(console: Console, artifact: Path, on: str, threads: int) -> int:
+    """Run ARTIFACT's golden vectors on a device and compare.
+
+    Generated C must give every integer. Model files must reach the limits in the manifest: integer kernels differ
+    between runtimes by single steps. Exit code 1 when they do not.
+
+    Raises:
+        EdgeqError: The artifact or the device cannot be used.
+    """
+    bundle, device = opened(artifact, on, threads)
+    with console.step(f"verify on {device.name}"):
+        found = device.verify(bundle)
+    result = found.to_dict()
+    console.emit_json(result)
+    name = bundle.manifest.model["name"]
+    if found.max_lsb is not None:
+        said = (
+            "every integer equal" if found.exact else f"{result['different']} codes differ, by {found.max_lsb} at most"
+        )
+    elif found.exact:
+        said = "every value equal"
+    else:
+        quality = result["sqnr_db"]
+        said = f"SQNR median {quality['median']:.1f} dB, worst {quality['worst']:.1f} dB"
+        said += "" if result["agreement"] is None else f", same class in {100 * result['agreement']:.0f} %"
+    console.result(f"{name} on {found.device}: {found.vectors} golden vectors, {said}")
+    console.result("passed" if found.passed else "FAILED")
+    return 0 if found.passed else 1
