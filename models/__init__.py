@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, str] = {
     "vit": "edgeq.models.vit:load_vit",
+    "yolo": "edgeq.models.yolo:load_yolo",
 }
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,9 @@ class LoadedModel:
         classes: Class names of a classifier that knows them.
         source: Description of the origin for the manifest (file name, never a path).
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
+        postprocess: What `run.py` makes of the outputs, in the form of `edgeq.detection`; None for nothing.
+        network: What `--method auto` means.
+        floor_db: Fidelity of the worst output, in dB, below which nothing ships unless `--min-sqnr-db` says otherwise.
     """
 
     name: str
@@ -65,6 +68,9 @@ class LoadedModel:
     classes: tuple[str, ...] | None
     source: str
     import_error: float | None = None
+    postprocess: Mapping[str, Any] | None = None
+    network: Literal["transformer", "convolution"] = "transformer"
+    floor_db: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,11 @@ class ModelAdapter(Protocol):
 
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Any, label: Any) -> Any:
         """What the metric needs to know of one sample, given the network's outputs."""
+
+    def collapse(
+        self, reference: Sequence[Sequence[NDArray[np.float32]]], outputs: Sequence[Sequence[NDArray[np.float32]]]
+    ) -> str:
+        """Why a quantized network's outputs on held-out samples are useless beside the float ones; empty if not."""
 
 
 def parse_model(name: str, family: str | None, weights: Path | None) -> ModelRequest:
