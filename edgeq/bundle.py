@@ -61,7 +61,7 @@ def write_artifact_files(folder: Path, parts: BundleParts) -> list[Arrays]:
     inputs = parts.samples.held_out[:GOLDEN]
     expected = [model.run(*sample) for sample in inputs]
     write_golden(folder, inputs, expected)
-    write_runner(folder)
+    write_runner(folder, detector=parts.adapter.loaded.postprocess is not None)
     return expected
 
 
@@ -130,6 +130,7 @@ def manifest_of(
         target=parts.target.name,
         scheme=parts.shipped.scheme,
         input_files=inputs,
+        postprocess=loaded.postprocess,
         runtime=dict(parts.shipped.execution.settings) if parts.shipped.execution else {},
     )
 

@@ -47,6 +47,7 @@ class ExportConfig:
         scheme: What runs as integers; `auto` measures the candidates and ships the best.
         method: How tensors are made to fit their grids, and how ranges are chosen.
         rounding: How weights are rounded.
+        keep_float: Operations that stay float: `auto`, `none`, how many tensors to free, or names.
         calib: Calibration samples.
         samples: Number of calibration samples to use.
         data: Labelled data for the task metric.
@@ -54,7 +55,7 @@ class ExportConfig:
         out: Folder of the artifact; None means `out/MODEL-DEVICE`.
         exist: What to do when `out` exists.
         dry_run: Decide and report, write nothing.
-        min_sqnr_db: Floor of the median fidelity to float in dB.
+        min_sqnr_db: Floor of the median fidelity to float in dB; None for the family's.
         max_drop: Largest accepted drop of the metric in points, where `data` is given.
         force: Ship although a gate failed.
         compare: Other quantizers to show beside, separated by commas.
@@ -78,6 +79,7 @@ class ExportConfig:
     scheme: str = "auto"
     method: str = "auto"
     rounding: str = "auto"
+    keep_float: str = "auto"
     calib: Path | None = None
     samples: int = 128
     data: Path | None = None
@@ -85,7 +87,7 @@ class ExportConfig:
     out: Path | None = None
     exist: Literal["fail", "replace"] = "fail"
     dry_run: bool = False
-    min_sqnr_db: float = 20.0
+    min_sqnr_db: float | None = None
     max_drop: float = 0.5
     force: bool = False
     compare: str | None = None

@@ -127,7 +127,7 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
     plans = []
     graphs: dict[str, fx.GraphModule] = {}
     for scheme in schemes(config, target, exporter):
-        recipe = recipe_of(config, scheme)
+        recipe = recipe_of(config, adapter, scheme)
         if recipe.transform not in graphs:
             few = batches_of(samples, DRY_RUN_SAMPLES)  # the transforms find their places; the numbers do not matter
             graphs[recipe.transform] = transform_graph(recipe.transform, graph, few, config.seed)[0]
@@ -158,16 +158,17 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
     """Fidelity and latency of one candidate, and whether it may ship."""
     if candidate.rejected and not session.config.force:
         return candidate
-    loaded, held_out = session.adapter.loaded, session.samples.held_out
+    held_out, floor = session.samples.held_out, session.config.min_sqnr_db
     graph = session.fitted[candidate.recipe.transform].graph
     with stages.step(f"measure {candidate.scheme}"):
         candidate = candidates.measure_fidelity(
-            candidate, legalized, graph, loaded.output_names, held_out, session.reference, session.threads
+            candidate, legalized, graph, session.adapter, held_out, session.reference, session.threads
         )
         candidate = candidates.measure_latency(
             candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
         )
-    return candidates.judge(candidate, session.config.min_sqnr_db, session.config.budget_kb)
+    floor = session.adapter.loaded.floor_db if floor is None else floor
+    return candidates.judge(candidate, floor, session.config.budget_kb)
 
 
 def choose(

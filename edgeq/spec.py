@@ -375,6 +375,7 @@ class Precision:
         products_only: Of the integer scheme: only matrix products, convolutions and what moves or pools their codes
             are integers, the arithmetic between them is float.
         narrow: Layers whose weights get 4 bits whatever `weight_bits` says.
+        keep_float: Operations that stay float, by name or glob.
 
     Raises:
         UsageError: A width is not 2 to 16.
@@ -385,6 +386,7 @@ class Precision:
     observer: str = "minmax"
     products_only: bool = False
     narrow: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for bits in (self.weight_bits, self.activation_bits):

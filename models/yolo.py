@@ -35,7 +35,7 @@ SCORED, SHOWN = 0.001, 0.25
 """Least scores of boxes that mAP counts, and of those that people see."""
 
 OVERLAP, LIMIT = 0.65, 100
-FLOOR_DB = 10.0
+FLOOR_DB = 6.0
 """Of the worst prediction layer: logits of empty cells, which nobody reads, make most of its noise."""
 
 _SAME = 1e-3

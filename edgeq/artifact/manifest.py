@@ -81,6 +81,7 @@ class Manifest:
         scheme: `weights`, `dynamic`, `static` or `integer`.
         input_files: Option (`model`, `calib`, ...) to name of the file or folder it named; `reproduce` asks for these.
         golden: Limits on the golden vectors.
+        postprocess: How `detection.py` beside the model makes boxes of the outputs; None for no detector.
         runtime: Options that the runtime must be given for the results that were measured, by its own names.
 
     Raises:
@@ -103,6 +104,7 @@ class Manifest:
     scheme: str
     input_files: Mapping[str, str] = field(default_factory=dict)
     golden: GoldenCheck = field(default_factory=GoldenCheck)
+    postprocess: Mapping[str, Any] | None = None
     runtime: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -176,6 +178,8 @@ def _check(data: Mapping[str, Any]) -> None:
     runtime = data.get("runtime", {})  # bundles of 0.1 have none
     if not isinstance(runtime, Mapping) or any(not isinstance(v, str) for v in runtime.values()):
         raise corrupt("key 'runtime' holds strings only")
+    if not isinstance(data.get("postprocess"), (Mapping, type(None))):
+        raise corrupt("key 'postprocess' holds no object")
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in data["golden"].values()):
         raise corrupt("key 'golden' holds numbers only")
     if data["preprocess"] is not None:
