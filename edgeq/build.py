@@ -14,9 +14,9 @@ from edgeq.cache import cache_key, calibration_key, work_folder
 from edgeq.candidate import Candidate, Learn
 from edgeq.config_keys import MIXED
 from edgeq.errors import UsageError
+from edgeq.graph.islands import IslandChoice, choose_islands
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
-from edgeq.graph.islands import IslandChoice, choose_islands
 from edgeq.graph.legalize import Legalized, legalize
 from edgeq.graph.placement import Placement
 from edgeq.graph.solve import Rounding

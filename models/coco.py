@@ -43,7 +43,9 @@ class Judged:
     matches: Mapping[int, Any]
 
 
-def judge_boxes(found: NDArray[np.float32], truth: Sequence[tuple[int, float, float, float, float]], score: float) -> Judged:
+def judge_boxes(
+    found: NDArray[np.float32], truth: Sequence[tuple[int, float, float, float, float]], score: float
+) -> Judged:
     """Match the boxes of one photo with the truth.
 
     Args:

@@ -45,9 +45,7 @@ _GREY = 114
 class YoloAdapter:
     """The YOLO family for one loaded model."""
 
-    metric = Metric(
-        "mAP50-95", "%", total=mean_average_precision, alike=same_boxes, resamples=RESAMPLES
-    )
+    metric = Metric("mAP50-95", "%", total=mean_average_precision, alike=same_boxes, resamples=RESAMPLES)
     sample_file = None
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -251,23 +249,30 @@ def _reproduces(wanted: Arrays, maps: Arrays, head: dict[str, Any]) -> bool:
     corners, scores = decode(maps, head)
     if whole.ndim != 2:
         return False
-    if whole.shape[1] == 6 and whole.shape[0] <= len(corners) and len(wanted) == 1 and head["classes"] != 2:
-        best = np.sort(scores.max(axis=1))[::-1][: len(whole)]
+    fields = 4 + head["classes"] + (head["decode"] == "yolox")
+    rows = next((r for r in (whole, whole.T) if r.shape == (len(corners), fields)), None)
+    if rows is None:
         head["suppress"] = False
-        return _close(whole[: len(best) // 2, 4], best[: len(best) // 2])
-    rows = whole if whole.shape[0] == len(corners) else whole.T
+        return whole.shape[1] == 6 and _selected(whole, corners, scores)
     centres = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
-    if rows.shape != (len(corners), 4 + head["classes"] + (head["decode"] == "yolox")):
-        return False
     boxes = [centres, corners]
     if head["decode"] == "yolox":
         flat = [[maps[i][0].reshape(maps[i].shape[1], -1).T for i in level] for level in head["levels"]]
         boxes.append(np.concatenate([level[0] for level in flat]))
         sure = np.concatenate([sigmoid(level[1]) for level in flat])
-        return any(_close(rows[:, :4], b) for b in boxes) and _close(rows[:, 4:5] * rows[:, 5:], scores) and _close(
-            rows[:, 4:5], sure
-        )
+        if not _close(rows[:, 4:5], sure):
+            return False
+        rows = np.concatenate([rows[:, :4], rows[:, 4:5] * rows[:, 5:]], axis=1)
     return any(_close(rows[:, :4], b) for b in boxes) and _close(rows[:, 4:], scores)
+
+
+def _selected(whole: NDArray[np.float32], corners: NDArray[np.float32], scores: NDArray[np.float32]) -> bool:
+    """Whether rows of corners, score and class are the surest of the candidates."""
+    surest = np.sort(scores.reshape(-1))[::-1][: len(whole)]
+    if len(surest) < len(whole) or not _close(whole[:, 4], surest):
+        return False
+    gaps = [np.abs(corners - box).max(axis=1).min() for box in whole[:10, :4]]
+    return bool(max(gaps) <= _SAME * max(float(np.abs(corners).max()), 1e-6))
 
 
 def _close(wanted: NDArray[np.float32], got: NDArray[np.float32]) -> bool:

@@ -71,7 +71,7 @@ def write_golden(folder: Path, inputs: Sequence[Sequence[Array]], expected: Sequ
 
 
 def write_runner(folder: Path, *, detector: bool = False) -> None:
-    """Copy `run.py`, which needs nothing but numpy and the runtime, into `folder`; for a `detector` what makes boxes."""
+    """Copy `run.py`, which needs only numpy and the runtime, into `folder`; for a `detector` what makes boxes, too."""
     shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
     if detector:
         shutil.copyfile(str(detection.__file__), folder / DETECTION)

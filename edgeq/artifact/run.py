@@ -359,7 +359,11 @@ def describe(outputs: list[Any], manifest: dict[str, Any], size: Any) -> dict[st
         found = boxes().detect(outputs, head, how, size or (how["width"], how["height"]))
         return {
             "boxes": [
-                {"label": head["names"][int(b[5])], "score": float(b[4]), "corners": [round(float(v), 1) for v in b[:4]]}
+                {
+                    "label": head["names"][int(b[5])],
+                    "score": float(b[4]),
+                    "corners": [round(float(v), 1) for v in b[:4]],
+                }
                 for b in found
             ]
         }

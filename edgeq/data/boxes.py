@@ -43,9 +43,7 @@ def open_boxes(path: Path, classes: int) -> Source[Image.Image]:
     files = [folder / _inside(item.id).with_suffix(".txt") for item in source.items]
     if not any(file.is_file() for file in files):
         raise _unlabelled(path, "has no label file that is named like one of its photos")
-    items = tuple(
-        replace(item, label=_read(file, classes)) for item, file in zip(source.items, files, strict=True)
-    )
+    items = tuple(replace(item, label=_read(file, classes)) for item, file in zip(source.items, files, strict=True))
     return replace(source, items=items)
 
 

@@ -17,6 +17,12 @@ from edgeq.graph.placement import weight_of
 from edgeq.graph.rewrite import fetch, shape_of
 
 
+_SHAPE_ONLY = frozenset(f"{how}_like" for how in ("full", "ones", "zeros", "empty")) | frozenset(
+    f"new_{how}" for how in ("full", "ones", "zeros", "empty")
+)
+"""Operations that read the shape of a tensor and none of its values."""
+
+
 def prediction_layers(graph: fx.GraphModule) -> list[fx.Node]:
     """The convolutions with constant weights from which the outputs are reached without another one, in graph order.
 
@@ -31,6 +37,8 @@ def prediction_layers(graph: fx.GraphModule) -> list[fx.Node]:
         if node in seen:
             continue
         seen.add(node)
+        if op_kind(node) in _SHAPE_ONLY:
+            continue
         if op_kind(node) == "conv2d" and weight_of(node) is not None and not _counts_bins(graph, node):
             found.add(node)
         else:
