@@ -26,8 +26,8 @@ import numpy as np
 CANDIDATES = 3000
 """Boxes that suppression looks at, the highest scores first."""
 
-LARGEST = 50.0
-"""Bound of a logarithm of a size: its exponential stays finite in float32."""
+LARGEST = 20.0
+"""Bound of a logarithm of a size: areas stay finite in float32."""
 
 
 def letterbox(width: int, height: int, how: Any) -> tuple[int, int, int, int]:

@@ -41,10 +41,18 @@ _BEST: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "static": ("transformer", "gptq"),
         "integer": ("transformer", "gptq"),
     },
-    "convolution": dict.fromkeys(("weights", "dynamic", "static", "integer"), _PLAIN),
+    "convolution": {
+        "weights": _PLAIN,
+        "dynamic": _PLAIN,
+        "static": ("none", "gptq"),
+        "integer": ("none", "gptq"),
+    },
 }
 """Transform and rounding that `auto` means for a kind of network and a scheme, by measurement
 (`tools/bench/vit_fidelity.py`, `tools/bench/yolo.py`)."""
+
+_CLIPPED = "percentile:0.9999"
+"""Ranges of convolutional networks: single pixels reach far beyond all others."""
 
 _KEPT = "kept float by --keep-float; its auto frees what costs the outputs most in 8 bits"
 
@@ -65,7 +73,7 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str, network: str 
     if method == "auto":
         transform, observer = best_transform, ranges
         if network == "convolution":
-            observer, best_rounding = "percentile:0.9999", "gptq" if weight_bits < 8 else best_rounding
+            observer, best_rounding = _CLIPPED, "gptq" if weight_bits < 8 else best_rounding
         elif scheme in ("weights", "dynamic") and (weight_bits < 8 or bits == MIXED):
             transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):

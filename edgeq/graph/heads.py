@@ -42,7 +42,7 @@ def prediction_layers(graph: fx.GraphModule) -> list[fx.Node]:
         if op_kind(node) == "conv2d" and weight_of(node) is not None and not _counts_bins(graph, node):
             found.add(node)
         else:
-            waiting.extend(node.all_input_nodes)
+            waiting.extend(node.all_input_nodes[: 1 if op_kind(node) == "type_as" else None])
     return [node for node in graph.graph.nodes if node in found]
 
 
