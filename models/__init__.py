@@ -72,6 +72,14 @@ MODELS: dict[str, ModelEntry] = {
             "DINOv2-S/14, 22 M parameters",
             "of the weights",
         ),
+        *(
+            ModelEntry(name, "yolo", "ultralytics (AGPL-3.0), with --weights FILE", summary, "of the weights")
+            for name, summary in (
+                ("yolov8n", "YOLOv8 nano, 3.2 M parameters; a detector exported to ONNX needs --family yolo only"),
+                ("yolo11n", "YOLO11 nano, 2.6 M parameters"),
+                ("yolo26n", "YOLO26 nano, 2.4 M parameters, boxes without suppression"),
+            )
+        ),
     )
 }
 

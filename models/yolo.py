@@ -86,16 +86,14 @@ def load_yolo(request: ModelRequest) -> YoloAdapter:
         ModelError: The file cannot be used, or its head is of an unknown kind.
         MissingError: A checkpoint needs ultralytics, an ONNX file onnxruntime.
     """
-    if request.variant and request.variant != "yolox_nano":
+    if request.variant:
         from edgeq.models.yolo_ultralytics import load_checkpoint
 
         graph, names, digest, source = load_checkpoint(request)
         return _adapter(request.variant, graph, names, digest, source)
     if request.path is None or request.path.suffix != ".onnx":
         raise UsageError(
-            "YOLOX comes as an ONNX file, and none is given"
-            if request.variant
-            else "a detector without architecture must be an ONNX file",
+            "a detector without the name of its architecture must be an ONNX file",
             code="EQ-U650",
             place=request.path.name if request.path else None,
             hint="edgeq export FILE.onnx --family yolo --device ..., or yolo:yolov8n --weights FILE.safetensors",

@@ -27,6 +27,7 @@ EXTRAS = {
     "openvino": {"openvino": "openvino"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "vit": {"timm": "timm"},
+    "yolo": {"pycocotools": "pycocotools", "ultralytics": "ultralytics"},
 }
 BASE = {"torch": "torch", "torchvision": "torchvision", "safetensors": "safetensors", "pillow": "PIL"}
 IMPORT_SECONDS = 180

@@ -16,7 +16,6 @@ from edgeq.graph.naming import rebuild
 from edgeq.graph.placement import weight_of
 from edgeq.graph.rewrite import fetch, shape_of
 
-
 _SHAPE_ONLY = frozenset(f"{how}_like" for how in ("full", "ones", "zeros", "empty")) | frozenset(
     f"new_{how}" for how in ("full", "ones", "zeros", "empty")
 )

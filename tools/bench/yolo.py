@@ -3,9 +3,9 @@
     python tools/bench/yolo.py --data DATA_FOLDER [--only NAME ...]
 
 `DATA_FOLDER` holds `yolo/images`, `yolo/labels` and `yolo/yolox_nano.onnx`. There are few labelled photos, so they are
-split in two: what is calibrated on the even ones is scored on the odd ones, the other way round, and the records of both
-make one score over all. The float score is of the same photos. Networks without labels are judged by agreement with
-float on what they show. Float and quantized are timed in alternation by each export; a ratio is given for each half.
+split in two: what is calibrated on the even ones is scored on the odd ones, the other way round, and the records of
+both make one score over all. The float score is of the same photos. Networks without labels are judged by agreement
+with float on what they show. Float and quantized are timed in alternation by each export; a ratio for each half.
 """
 
 from __future__ import annotations
