@@ -15,16 +15,19 @@ from edgeq.candidate import Candidate, Learn
 from edgeq.config_keys import MIXED
 from edgeq.errors import UsageError
 from edgeq.firmware import misfits
+from edgeq.graph.islands import IslandChoice, choose_islands
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
-from edgeq.graph.legalize import Legalized
+from edgeq.graph.legalize import Legalized, legalize
 from edgeq.graph.placement import Placement
 from edgeq.graph.solve import Rounding
 from edgeq.graph.widths import NARROW, WidthChoice, choose_widths, prediction_loss, relative_error, weight_losses
-from edgeq.recipe import Recipe, width_problem
+from edgeq.recipe import Recipe, place_scheme, width_problem
 from edgeq.session import SOLVED, Fitted, Session, Stages, batches_of, data_key, recipe_of, schemes
+from edgeq.spec import QuantConfig
 
 TRIED = 16  # calibration samples that widths are tried on
+FREED_ON = 2  # calibration samples on which operations are tried in float
 OTHER_WORK = "EQ-U284"
 """A checkpoint that cannot be continued."""
 
@@ -45,9 +48,10 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
         UsageError: EQ-U332 where the budget of bytes cannot be kept.
         EdgeqError: Whatever stops rounding, learning or writing.
     """
-    recipe = recipe_of(session.config, scheme)
+    recipe = recipe_of(session.config, session.adapter, scheme)
     fitted = session.fitted[recipe.transform]
     widths = None
+    islands, recipe = _with_islands(session, scheme, recipe, fitted, stages)
     if session.config.bits == MIXED:
         widths, recipe = _narrowed(session, scheme, recipe, fitted, scratch, stages)
     layers = sum(op_kind(n) in session.exporter.rules.weighted for n in fitted.graph.graph.nodes)
@@ -67,7 +71,42 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
             _learning(session, scheme, stages),
         )
     rejected = (*candidate.rejected, *misfits(session.target, candidate.read_back.memory))
-    return replace(candidate, widths=widths, rejected=rejected), legalized
+    return replace(candidate, widths=widths, islands=islands, rejected=rejected), legalized
+
+
+def _with_islands(
+    session: Session, scheme: str, recipe: Recipe, fitted: Fitted, stages: Stages
+) -> tuple[IslandChoice | None, Recipe]:
+    """Which operations stay float, and the recipe that says so; tried on the network with everything else quantized."""
+    wish = session.config.keep_float
+    if wish == "none" or (wish == "auto" and session.adapter.loaded.network != "convolution"):
+        return None, recipe
+    if wish != "auto" and not wish.isdigit():
+        return None, replace(recipe, precision=replace(recipe.precision, keep_float=tuple(wish.split(","))))
+    if scheme not in LEARNABLE:
+        return None, recipe
+    graph, exporter = fitted.graph, session.exporter
+
+    def kept(ops: tuple[str, ...]) -> tuple[QuantConfig, Placement]:
+        return place_scheme(graph, exporter, scheme, replace(recipe.precision, keep_float=ops))
+
+    config, placement = kept(())
+    plain = legalize(graph, placement, config, exporter.rules, fitted.statistics, scheme)
+    grids = [[t.name, t.provenance] for t in plain.plan.tensors.values()]
+    key = _key(session, graph, scheme, exporter.name, FREED_ON, grids)
+    folder = work_folder("islands")
+    with stages.step(f"try {scheme}", len(set(placement.groups.values()) - set(placement.fixed))) as advance:
+        choice = choose_islands(
+            graph,
+            plain,
+            lambda ops: kept(ops)[1],
+            list(batches_of(session.samples, FREED_ON)()),
+            count=None if wish == "auto" else int(wish),
+            journal=None if folder is None else folder / f"{key}.jsonl",
+            key=key,
+            advance=advance,
+        )
+    return choice, replace(recipe, precision=replace(recipe.precision, keep_float=choice.ops))
 
 
 def _narrowed(

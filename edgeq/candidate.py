@@ -17,6 +17,7 @@ from edgeq.devices import open_model
 from edgeq.devices.base import Execution
 from edgeq.devices.timing import PairedLatency, Runs, paired_latency
 from edgeq.exporters.base import Exporter, ReadBack
+from edgeq.graph.islands import IslandChoice
 from edgeq.graph.layers import LayerFidelity, layer_fidelity
 from edgeq.graph.learn import Learned
 from edgeq.graph.legalize import Legalized, legalize
@@ -24,6 +25,7 @@ from edgeq.graph.placement import Placement
 from edgeq.graph.solve import Rounding
 from edgeq.graph.widths import WidthChoice
 from edgeq.metrics import Summary, sqnr_db, summarize
+from edgeq.models.base import Guarded, ModelAdapter
 from edgeq.quant.statistics import TensorStatistics
 from edgeq.recipe import Recipe, place_scheme
 from edgeq.spec import QuantPlan
@@ -54,6 +56,7 @@ class Candidate:
         layers: Quantized operations, the largest own error first.
         widths: How a budget of bytes was spent.
         learned: What was learned after rounding.
+        islands: What measurement keeps float, and why.
         rejected: Why it cannot ship; empty when it can.
     """
 
@@ -70,6 +73,7 @@ class Candidate:
     layers: Sequence[LayerFidelity] = ()
     widths: WidthChoice | None = None
     learned: Learned | None = None
+    islands: IslandChoice | None = None
     rejected: tuple[str, ...] = ()
 
     @property
@@ -90,6 +94,7 @@ class Candidate:
             "simulated_sqnr_db": self.simulated_db,
             "latency": None if self.latency is None else self.latency.to_dict(),
             "widths": None if self.widths is None else self.widths.to_dict(),
+            "islands": None if self.islands is None else self.islands.to_dict(),
             "learned": None if self.learned is None else self.learned.to_dict(),
             "partitions": self.execution.partitions if self.execution else 0,
             "execution": self.execution.to_dict() if self.execution else None,
@@ -175,7 +180,7 @@ def measure_fidelity(
     candidate: Candidate,
     legalized: Legalized,
     graph: fx.GraphModule,
-    names: Sequence[str],
+    adapter: ModelAdapter,
     inputs: Sequence[Arrays],
     reference: Sequence[Arrays],
     threads: int,
@@ -186,7 +191,7 @@ def measure_fidelity(
         candidate: Built.
         legalized: Its graphs.
         graph: The float graph.
-        names: Output names.
+        adapter: The model: names of its outputs, and when they are useless.
         inputs: Held-out network inputs.
         reference: Float outputs for them.
         threads: Threads of the runtime.
@@ -195,7 +200,7 @@ def measure_fidelity(
     outputs = [model.run(*sample) for sample in inputs]
     fidelity = {
         name: summarize([sqnr_db(r[i], o[i]) for r, o in zip(reference, outputs, strict=True)])
-        for i, name in enumerate(names)
+        for i, name in enumerate(adapter.loaded.output_names)
     }
     few = [tuple(torch.from_numpy(a) for a in sample) for sample in inputs[:SIMULATED]]
     with torch.no_grad():
@@ -208,12 +213,13 @@ def measure_fidelity(
     )
     layers = layer_fidelity(graph, legalized, few[:2])
     execution = model.execution()
+    useless = adapter.collapse(reference, outputs) if isinstance(adapter, Guarded) else ""
     return replace(
         candidate,
         fidelity=fidelity,
         simulated_db=predicted.median,
         execution=execution,
-        rejected=(*candidate.rejected, *_ran_float(candidate.read_back, execution)),
+        rejected=(*candidate.rejected, *_ran_float(candidate.read_back, execution), *([useless] if useless else [])),
         layers=layers,
     )
 

@@ -47,6 +47,7 @@ class ExportConfig:
         scheme: What runs as integers; `auto` measures the candidates and ships the best.
         method: How tensors are made to fit their grids, and how ranges are chosen.
         rounding: How weights are rounded.
+        keep_float: Operations that stay float: `auto`, `none`, how many tensors to free, or names.
         calib: Calibration samples.
         degrade: Degradations of half the calibration samples, where weights are rounded and widths tried.
         samples: Number of calibration samples to use.
@@ -79,6 +80,7 @@ class ExportConfig:
     scheme: str = "auto"
     method: str = "auto"
     rounding: str = "auto"
+    keep_float: str = "auto"
     calib: Path | None = None
     degrade: str = "none"
     samples: int = 128

@@ -6,6 +6,7 @@ One truth for the validation of `ExportConfig`, the commented file of `edgeq ini
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,16 @@ def _method(value: object) -> str:
     return _text(value)
 
 
+def _keep_float(value: object) -> str:
+    text = _text(value)
+    if text.isdigit() or text in ("auto", "none"):
+        return text
+    names = [name.strip() for name in text.split(",")]
+    if not all(re.fullmatch(r"[\w*?\[\]]+", name) for name in names):
+        raise ValueError
+    return ",".join(dict.fromkeys(names))
+
+
 def _peers(value: object) -> str:
     names = [_name("peer", PEERS)(name.strip()) for name in _text(value).split(",")]
     return ",".join(dict.fromkeys(names))
@@ -200,6 +211,13 @@ _TABLE = (
         "a rounding",
         '"auto"',
         _name("rounding", tuple(ROUNDINGS)),
+    ),
+    Key(
+        "keep_float",
+        "operations that stay float: auto (chosen by measurement in convolutional networks), none, the N worst, names",
+        "auto, none, a number, or names of operations separated by commas",
+        '"auto"',
+        _keep_float,
     ),
     Key("calib", "calibration samples: folder, packed .npz or one file", "a path", '"photos"', _path),
     Key("degrade", "degradations of half of them, see `edgeq validate --help`", "a list of names", '"mix"', _text),

@@ -9,7 +9,7 @@ from typing import Any
 from edgeq.artifact import Manifest
 from edgeq.config import ExportConfig
 from edgeq.errors import ModelError
-from edgeq.models import load_model
+from edgeq.models import load_any
 from edgeq.models.base import Composite, LoadedModel, ModelAdapter, parse_model, parts_of
 
 
@@ -46,7 +46,7 @@ def float_model(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | No
         ModelError: It is not found, cannot be loaded, or is another one.
     """
     config = recorded_config(manifest, folder, inputs)
-    model = load_model(parse_model(config.model, config.family, config.weights))
+    model = load_any(parse_model(config.model, config.family, config.weights))
     require_same_weights(manifest, next(iter(parts_of(model).values())).loaded)
     return model
 

@@ -26,7 +26,7 @@ from edgeq.errors import GateError, UsageError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import Legalized
-from edgeq.models.base import FILE_SUFFIXES, parts_of
+from edgeq.models.base import FILE_SUFFIXES, ModelAdapter, parts_of
 from edgeq.peers import quantize_by_peers
 from edgeq.progress import Progress
 from edgeq.recipe import place_scheme, transform_graph
@@ -127,7 +127,7 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
     plans = []
     for (name, adapter), own in zip(parts.items(), samples, strict=True):
         graph = exporter.prepare(adapter.loaded.graph)
-        schemes_of = plan_schemes(config, target, exporter, graph, own)
+        schemes_of = plan_schemes(config, target, exporter, adapter, graph, own)
         plans += [{**plan, "network": name} if name else plan for plan in schemes_of]
     return {
         "schema": "edgeq.export/1",
@@ -143,13 +143,18 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
 
 
 def plan_schemes(
-    config: ExportConfig, target: Target, exporter: Exporter, graph: fx.GraphModule, samples: Samples
+    config: ExportConfig,
+    target: Target,
+    exporter: Exporter,
+    adapter: ModelAdapter,
+    graph: fx.GraphModule,
+    samples: Samples,
 ) -> list[dict[str, Any]]:
     """The operations of each scheme by mode on one network, and why the float ones are float."""
     plans = []
     graphs: dict[str, fx.GraphModule] = {}
     for scheme in schemes(config, target, exporter):
-        recipe = recipe_of(config, scheme)
+        recipe = recipe_of(config, adapter, scheme)
         if recipe.transform not in graphs:
             few = batches_of(samples, DRY_RUN_SAMPLES)  # the transforms find their places; the numbers do not matter
             graphs[recipe.transform] = transform_graph(recipe.transform, graph, few, config.seed)[0]
@@ -171,17 +176,17 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
     """Fidelity and latency of one candidate, and whether it may ship."""
     if candidate.rejected and not session.config.force:
         return candidate
-    loaded, held_out = session.adapter.loaded, session.samples.held_out
+    held_out, floor = session.samples.held_out, session.config.min_sqnr_db
     graph = session.fitted[candidate.recipe.transform].graph
     with stages.step(f"measure {candidate.scheme}"):
         candidate = candidates.measure_fidelity(
-            candidate, legalized, graph, loaded.output_names, held_out, session.reference, session.threads
+            candidate, legalized, graph, session.adapter, held_out, session.reference, session.threads
         )
         if session.exporter.float_format == session.exporter.name:
             candidate = candidates.measure_latency(
                 candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
             )
-    floor = loaded.floor_db if session.config.min_sqnr_db is None else session.config.min_sqnr_db
+    floor = session.adapter.loaded.floor_db if floor is None else floor
     return candidates.judge(candidate, floor, session.config.budget_kb)
 
 

@@ -33,16 +33,31 @@ class Recipe:
     precision: Precision
 
 
-_BEST: Mapping[str, tuple[str, str]] = {
-    "weights": ("none", "nearest"),
-    "dynamic": ("none", "nearest"),
-    "static": ("transformer", "gptq"),
-    "integer": ("transformer", "gptq"),
+_PLAIN = ("none", "nearest")
+_BEST: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "transformer": {
+        "weights": _PLAIN,
+        "dynamic": _PLAIN,
+        "static": ("transformer", "gptq"),
+        "integer": ("transformer", "gptq"),
+    },
+    "convolution": {
+        "weights": _PLAIN,
+        "dynamic": _PLAIN,
+        "static": ("none", "gptq"),
+        "integer": ("none", "gptq"),
+    },
 }
-"""Transform and rounding that `auto` means for a scheme, by measurement (`tools/bench/vit_fidelity.py`)."""
+"""Transform and rounding that `auto` means for a kind of network and a scheme, by measurement
+(`tools/bench/vit_fidelity.py`, `tools/bench/yolo.py`)."""
+
+_CLIPPED = "percentile:0.9999"
+"""Ranges of convolutional networks: single pixels reach far beyond all others."""
+
+_KEPT = "kept float by --keep-float; its auto frees what costs the outputs most in 8 bits"
 
 
-def recipe_for(method: str, rounding: str, bits: str, scheme: str) -> Recipe:
+def recipe_for(method: str, rounding: str, bits: str, scheme: str, network: str = "transformer") -> Recipe:
     """The recipe of a scheme.
 
     Args:
@@ -50,13 +65,16 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str) -> Recipe:
         rounding: `auto` or a rounder.
         bits: Widths such as `w8a8`.
         scheme: The scheme.
+        network: `LoadedModel.network`.
     """
-    best_transform, best_rounding = _BEST[scheme]
+    best_transform, best_rounding = _BEST[network][scheme]
     weight_bits, activation_bits = split_bits(bits)
     ranges = "minmax" if activation_bits >= 8 else "mse"  # few codes are better spent where most values are
     if method == "auto":
         transform, observer = best_transform, ranges
-        if scheme in ("weights", "dynamic") and (weight_bits < 8 or bits == MIXED):
+        if network == "convolution":
+            observer, best_rounding = _CLIPPED, "gptq" if weight_bits < 8 else best_rounding
+        elif scheme in ("weights", "dynamic") and (weight_bits < 8 or bits == MIXED):
             transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):
         transform, observer = method, ranges
@@ -103,6 +121,9 @@ def place_scheme(
     full = exporter.config(scheme, replace(wanted, weight_bits=8, activation_bits=8))
     config = _keep_stored(config, full, exporter.rules) if wanted.weight_bits == 4 else config
     config = _keep_ends(graph, config, full, exporter.rules)
+    if wanted.keep_float:
+        kept = tuple(QuantRule(name=name, mode="float", reason=_KEPT) for name in wanted.keep_float)
+        config = replace(config, rules=(*config.rules, *kept))
     if wanted.narrow:
         few = exporter.config(scheme, replace(wanted, weight_bits=4)).base.weight
         rules = tuple(QuantRule(name=name, weight=few) for name in wanted.narrow)

@@ -19,6 +19,7 @@ from edgeq import candidate as candidates
 from edgeq.cache import calibration_key, load, store
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
+from edgeq.config_keys import split_bits
 from edgeq.data import Source
 from edgeq.devices import get_target, open_model
 from edgeq.devices.base import Target
@@ -34,6 +35,7 @@ from edgeq.quant.calibrator import calibrate
 from edgeq.quant.statistics import TensorStatistics
 from edgeq.recipe import Recipe, place_scheme, recipe_for, transform_graph
 from edgeq.samples import Samples, collect_samples, open_labelled
+from edgeq.spec import Precision
 
 SOLVED = 32  # calibration samples that rounders read: their activations are held in memory together
 CONVERTED = 1e-3  # largest relative difference between the float file and the captured graph
@@ -141,7 +143,7 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter | Comp
             hint=f"leave --format out, or give one of: {', '.join(target.schemes)}",
         )
     if config.scheme != "auto":
-        exporter.config(config.scheme, recipe_of(config, config.scheme).precision)
+        exporter.config(config.scheme, Precision(*split_bits(config.bits)))
     model = load_any(parse_model(config.model, config.family, config.weights))
     if isinstance(model, Composite):
         require_simple(config, model)
@@ -235,16 +237,16 @@ def schemes(config: ExportConfig, target: Target, exporter: Exporter) -> tuple[s
     return tuple(s for s in exporter.schemes if s in target.schemes[exporter.name])
 
 
-def recipe_of(config: ExportConfig, scheme: str) -> Recipe:
-    """The recipe that the configuration means for a scheme."""
-    return recipe_for(config.method, config.rounding, config.bits, scheme)
+def recipe_of(config: ExportConfig, adapter: ModelAdapter, scheme: str) -> Recipe:
+    """The recipe that the configuration means for a model and a scheme."""
+    return recipe_for(config.method, config.rounding, config.bits, scheme, adapter.loaded.network)
 
 
 def fit_all(session: Session, stages: Stages) -> None:
     """Transform and calibrate the graph, once for all schemes whose recipes transform it alike."""
     wanted: dict[str, list[str]] = {}
     for scheme in schemes(session.config, session.target, session.exporter):
-        wanted.setdefault(recipe_of(session.config, scheme).transform, []).append(scheme)
+        wanted.setdefault(recipe_of(session.config, session.adapter, scheme).transform, []).append(scheme)
     for name, members in wanted.items():
         with stages.step("transform"):
             batches = batches_of(session.samples)
@@ -294,7 +296,7 @@ def observe(
     """Statistics of every tensor that one of the schemes `members` calibrates, from the cache if nothing changed."""
     names: set[str] = set()
     for scheme in members:
-        precision = recipe_of(session.config, scheme).precision
+        precision = recipe_of(session.config, session.adapter, scheme).precision
         names.update(observed(graph, place_scheme(graph, session.exporter, scheme, precision)[1]))
     if not names:
         return {}

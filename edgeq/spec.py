@@ -375,6 +375,7 @@ class Precision:
         products_only: Of the integer scheme: only matrix products, convolutions and what moves or pools their codes
             are integers, the arithmetic between them is float.
         narrow: Layers whose weights get 4 bits whatever `weight_bits` says.
+        keep_float: Operations that stay float, by name or glob.
 
     Raises:
         UsageError: A width is not 2 to 16.
@@ -385,6 +386,7 @@ class Precision:
     observer: str = "minmax"
     products_only: bool = False
     narrow: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for bits in (self.weight_bits, self.activation_bits):
@@ -446,23 +448,32 @@ class Preprocess:
     Args:
         height: Input height in pixels.
         width: Input width in pixels.
-        mean: Per-channel mean, subtracted after scaling RGB to [0, 1].
-        std: Per-channel divisor.
-        resize: `crop` (shorter side to `1/crop_fraction` of the input, then centre crop) or `squash`.
+        mean: Per-channel mean, subtracted after scaling RGB to [0, 1]; of three channels.
+        std: Per-channel divisor; 1/255 keeps the range of bytes.
+        resize: `crop` (shorter side to `1/crop_fraction` of the input, then centre crop), `squash`, or `letterbox`
+            (longer side to the input, the rest a border).
         crop_fraction: Share of the resized image that the centre crop keeps, in (0, 1].
         interpolation: `bilinear` or `bicubic`, both antialiased as in Pillow.
+        fill: Grey level of the letterbox's border, 0 to 255.
+        align: Where a letterbox puts the image: `center` or `corner` (top left).
+        channels: Order of the channels.
     """
 
     height: int
     width: int
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    resize: Literal["crop", "squash"] = "crop"
+    resize: Literal["crop", "squash", "letterbox"] = "crop"
     crop_fraction: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    fill: int = 114
+    align: Literal["center", "corner"] = "center"
+    channels: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1 or not 0 < self.crop_fraction <= 1 or min(self.std) <= 0:
+            raise UsageError(f"impossible preprocessing: {self}", code="EQ-U003")
+        if not 0 <= self.fill <= 255 or self.align not in ("center", "corner") or self.channels not in ("rgb", "bgr"):
             raise UsageError(f"impossible preprocessing: {self}", code="EQ-U003")
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))

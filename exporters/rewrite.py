@@ -26,6 +26,14 @@ def hoist_relu(graph: fx.GraphModule, node: fx.Node) -> None:
     supersede(node, moved)
 
 
+def split_silu(graph: fx.GraphModule, node: fx.Node) -> None:
+    """SiLU -> `x * sigmoid(x)`: both have integer kernels where SiLU has none."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    gate = call(graph, aten.sigmoid.default, source, before=node)
+    supersede(node, call(graph, aten.mul.Tensor, source, gate, before=node))
+
+
 def to_subpixel(graph: fx.GraphModule, node: fx.Node) -> None:
     """Transposed convolution -> convolution with s*s times the channels, depth to space, crop (Shi et al., 2016).
 

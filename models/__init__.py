@@ -18,6 +18,7 @@ FAMILIES: dict[str, str] = {
     "vit": "edgeq.models.vit:load_vit",
     "whisper": "edgeq.models.whisper:load_whisper",
     "cnn": "edgeq.models.vit:load_vit",
+    "yolo": "edgeq.models.yolo:load_yolo",
 }
 
 
@@ -102,6 +103,14 @@ MODELS: dict[str, ModelEntry] = {
             "openai-whisper, with --weights FILE",
             "Whisper base, English, 74 M parameters; encoder and decoder",
             "MIT",
+        ),
+        *(
+            ModelEntry(name, "yolo", "ultralytics (AGPL-3.0), with --weights FILE", summary, "of the weights")
+            for name, summary in (
+                ("yolov8n", "YOLOv8 nano, 3.2 M parameters; a detector exported to ONNX needs --family yolo only"),
+                ("yolo11n", "YOLO11 nano, 2.6 M parameters"),
+                ("yolo26n", "YOLO26 nano, 2.4 M parameters, boxes without suppression"),
+            )
         ),
     )
 }

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,8 @@ class LoadedModel:
         classes: Class names of a classifier that knows them.
         source: Description of the origin for the manifest (file name, never a path).
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
+        postprocess: What `run.py` makes of the outputs, in the form of `edgeq.detection`; None for nothing.
+        network: What `--method auto` means.
         floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
     """
 
@@ -72,6 +74,8 @@ class LoadedModel:
     classes: tuple[str, ...] | None
     source: str
     import_error: float | None = None
+    postprocess: Mapping[str, Any] | None = None
+    network: Literal["transformer", "convolution"] = "transformer"
     floor_db: float = FLOOR_DB
 
 
@@ -118,6 +122,16 @@ class ModelAdapter(Protocol):
 
 
 @runtime_checkable
+class Guarded(Protocol):
+    """A family that knows when outputs are of no use, whatever their fidelity."""
+
+    def collapse(
+        self, reference: Sequence[Sequence[NDArray[np.float32]]], outputs: Sequence[Sequence[NDArray[np.float32]]]
+    ) -> str:
+        """Why a quantized network's outputs on held-out samples are useless beside the float ones; empty if not."""
+
+
+@runtime_checkable
 class Stepwise(Protocol):
     """A network that runs again and again for one sample."""
 
@@ -130,8 +144,8 @@ class Composite(Protocol):
     """A model of several networks: each is exported by itself, a driver on the device makes them one.
 
     `parts` are the networks by name, in the order in which they first run. `driver` is a file of Python, numpy and
-    nothing of edgeq, with `run_file(path, networks, folder)` and an exception `Unusable(message, hint, package)`; it goes
-    into the bundle.
+    nothing of edgeq, with `run_file(path, networks, folder)` and an exception `Unusable(message, hint, package)`; it
+    goes into the bundle.
     """
 
     name: str

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq import detection
 from edgeq.hashing import file_sha256
 
 MANIFEST = "manifest.json"
@@ -22,6 +23,7 @@ EVIDENCE = "evidence.json"
 GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_EXPECTED = "golden/expected.npz"
 RUNNER = "run.py"
+DETECTION = "detection.py"
 
 Array: TypeAlias = NDArray[Any]
 
@@ -68,9 +70,11 @@ def write_golden(folder: Path, inputs: Sequence[Sequence[Array]], expected: Sequ
         write_arrays(folder / name, {f"{prefix}_{i}": array for i, array in enumerate(stacked)})
 
 
-def write_runner(folder: Path) -> None:
-    """Copy `run.py`, which needs nothing but numpy and the runtime, into `folder`."""
+def write_runner(folder: Path, *, detector: bool = False) -> None:
+    """Copy `run.py`, which needs only numpy and the runtime, into `folder`; for a `detector` what makes boxes, too."""
     shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
+    if detector:
+        shutil.copyfile(str(detection.__file__), folder / DETECTION)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -83,6 +83,7 @@ class Manifest:
         golden: Limits on the golden vectors.
         networks: Folders of the networks of a model that has several, each a bundle of its own; empty for one network.
         driver: Name of the module in the bundle that makes several networks one.
+        postprocess: How `detection.py` beside the model makes boxes of the outputs; None for no detector.
         runtime: Options that the runtime must be given for the results that were measured, by its own names.
 
     Raises:
@@ -105,6 +106,7 @@ class Manifest:
     scheme: str
     input_files: Mapping[str, str] = field(default_factory=dict)
     golden: GoldenCheck = field(default_factory=GoldenCheck)
+    postprocess: Mapping[str, Any] | None = None
     runtime: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
     driver: str = ""
@@ -193,6 +195,8 @@ def _check(data: Mapping[str, Any]) -> None:
         not isinstance(n, str) or not n.isidentifier() for n in names
     ):
         raise corrupt("keys 'networks' and 'driver' hold names of folders and of a module")
+    if not isinstance(data.get("postprocess"), (Mapping, type(None))):
+        raise corrupt("key 'postprocess' holds no object")
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in data["golden"].values()):
         raise corrupt("key 'golden' holds numbers only")
     if data["preprocess"] is not None:

@@ -259,6 +259,11 @@ def preprocess(image: Any, how: dict[str, Any]) -> Any:
     resample = {"bilinear": 2, "bicubic": 3}[how["interpolation"]]  # Pillow's numbers, the same in all versions
     if how["resize"] == "squash":
         image = image.resize((how["width"], how["height"]), resample)
+    elif how["resize"] == "letterbox":
+        width, height, left, top = boxes().letterbox(image.width, image.height, how)
+        photo, image = image, image.resize((how["width"], how["height"]))
+        image.paste((how["fill"],) * 3, (0, 0, *image.size))
+        image.paste(photo.resize((width, height), resample), (left, top))
     else:
         width, height = (int(how[side] / how["crop_fraction"] + 1e-6) for side in ("width", "height"))
         if image.width * height <= image.height * width:
@@ -269,21 +274,36 @@ def preprocess(image: Any, how: dict[str, Any]) -> Any:
         image = image.resize((width, height), resample)
         image = image.crop((left, top, left + how["width"], top + how["height"]))
     mean, std = np.array(how["mean"], dtype=np.float32), np.array(how["std"], dtype=np.float32)
-    pixels = (np.asarray(image, dtype=np.float32) / np.float32(255) - mean) / std
+    colours = np.asarray(image, dtype=np.float32)[..., :: -1 if how.get("channels") == "bgr" else 1]
+    pixels = (colours / np.float32(255) - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def read_input(path: Path, manifest: dict[str, Any], count: int) -> list[Any]:
-    """The model's inputs from an image, a `.npy` (one input) or a `.npz` (`input_0`, ... without the vector axis)."""
+def boxes() -> Any:
+    """`detection.py` beside this file: it makes boxes of a detector's outputs."""
+    spec = importlib.util.spec_from_file_location("detection", HERE / "detection.py")
+    if spec is None or spec.loader is None or not (HERE / "detection.py").is_file():
+        raise Failure("detection.py is absent; copy the folder again", 3)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_input(path: Path, manifest: dict[str, Any], count: int) -> tuple[list[Any], Any]:
+    """The model's inputs from an image, a `.npy` (one input) or a `.npz` (`input_0`, ... without the vector axis).
+
+    With them the width and height of the image; None for arrays.
+    """
     try:
         if path.suffix == ".npy":
-            return [np.load(path, allow_pickle=False)]
+            return [np.load(path, allow_pickle=False)], None
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as store:
-                return [store[f"input_{i}"] for i in range(count)]
+                return [store[f"input_{i}"] for i in range(count)], None
         if manifest["preprocess"] is None:
             raise Failure("this model takes no images; give .npy or .npz files", 3)
-        return [preprocess(read_rgb(path), manifest["preprocess"])[None]]
+        image = read_rgb(path)
+        return [preprocess(image, manifest["preprocess"])[None]], image.size
     except Failure:
         raise
     except Exception as error:  # decoders report damage in a dozen ways
@@ -339,8 +359,21 @@ def finite(value: float) -> float | None:
     return round(value, 2) if math.isfinite(value) else None
 
 
-def describe(outputs: list[Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    """The five likeliest labels of a classifier, else shape and range of every output."""
+def describe(outputs: list[Any], manifest: dict[str, Any], size: Any) -> dict[str, Any]:
+    """Boxes of a detector in an image of `size`, five labels of a classifier, else shape and range of every output."""
+    head, how = manifest.get("postprocess"), manifest["preprocess"]
+    if head is not None:
+        found = boxes().detect(outputs, head, how, size or (how["width"], how["height"]))
+        return {
+            "boxes": [
+                {
+                    "label": head["names"][int(b[5])],
+                    "score": float(b[4]),
+                    "corners": [round(float(v), 1) for v in b[:4]],
+                }
+                for b in found
+            ]
+        }
     if manifest["labels"] is None:
         names = [o["name"] for o in manifest["outputs"]]
         return {
@@ -378,6 +411,8 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {item['text']}")
         for entry in item.get("top", []):
             print(f"  {entry['probability']:6.1%}  {entry['label']}")
+        for entry in item.get("boxes", []):
+            print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.1f}" for v in entry["corners"]))
         for entry in item.get("outputs", []):
             print(f"  {entry['name']} {entry['shape']}  {entry['min']:.4g} to {entry['max']:.4g}")
     if "golden" in result:
@@ -455,23 +490,25 @@ def run_networks(manifest: dict[str, Any], options: argparse.Namespace) -> dict[
     sys.path.insert(0, str(HERE))
     driver: Any = importlib.import_module(manifest["driver"])
     networks = {n: Model(load_manifest(HERE / n), options.threads, HERE / n).call for n in names}
-    results = []
-    for path in options.files:
+
+    def outcome(path: Path) -> dict[str, Any]:
         try:
-            results.append({"file": str(path), **driver.run_file(path, networks, HERE)})
+            return {"file": str(path), **driver.run_file(path, networks, HERE)}
         except OSError as error:
             raise Failure(f"{path} cannot be read: {error.strerror or error}", 3) from error
         except driver.Unusable as error:
             raise Failure(f"{path} {error}\n  try: {error.hint}", 4 if error.package else 3) from error
-    return {"results": results}
+
+    return {"results": [outcome(path) for path in options.files]}
 
 
 def run_files(model: Model, manifest: dict[str, Any], files: list[Path], save: Path | None) -> list[dict[str, Any]]:
     """Run every file; outputs are written to `save` when it is given."""
     results = []
     for path in files:
-        outputs = model.run(read_input(path, manifest, len(model.inputs)))
-        results.append({"file": str(path), **describe(outputs, manifest)})
+        inputs, size = read_input(path, manifest, len(model.inputs))
+        outputs = model.run(inputs)
+        results.append({"file": str(path), **describe(outputs, manifest, size)})
         if save:
             save.mkdir(parents=True, exist_ok=True)
             np.savez(save / f"{path.stem}.npz", **{f"output_{i}": a for i, a in enumerate(outputs)})

@@ -30,6 +30,7 @@ EXTRAS = {
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "vit": {"timm": "timm"},
     "whisper": {"openai-whisper": "whisper", "jiwer": "jiwer", "soundfile": "soundfile"},
+    "yolo": {"pycocotools": "pycocotools", "ultralytics": "ultralytics"},
 }
 FLOAT_FILES = {"c": "onnx"}
 """Extra that writes the float file which exports of a format without a float form are compared with."""

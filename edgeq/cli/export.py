@@ -32,18 +32,19 @@ _PATH = click.Path(path_type=Path)
     examples="""
     edgeq export vit_nano --device rpi
     edgeq export my_vit.onnx --family vit --device rpi4 --calib photos --data val --max-drop 0.5
+    edgeq export yolox_nano.onnx --family yolo --device rpi --calib photos --data coco --keep-float auto
     edgeq export vit:deit_small_patch16_224 --weights deit.safetensors --device x86 --calib photos
     """,
 )
 @click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--device", metavar="TARGET", shell_complete=complete_device, help="Where it will run: `edgeq devices`.")
-@click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit, cnn.")
+@click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit, cnn, yolo.")
 @click.option("--weights", type=_PATH, metavar="FILE", help="Checkpoint of a named architecture (.safetensors, .pth).")
 @click.option(
     "--calib", type=_PATH, metavar="PATH", help="Photos like those the device will see; a quarter is held out."
 )
 @click.option("--samples", type=int, metavar="N", help="Calibration images at most (default 128).")
-@click.option("--data", type=_PATH, metavar="PATH", help="Labelled data: one folder a class, or a packed .npz.")
+@click.option("--data", type=_PATH, metavar="PATH", help="Labelled data: a folder a class, .npz, images/ + labels/.")
 @click.option("--limit", type=int, metavar="N", help="Labelled items at most.")
 @click.option("--format", metavar="NAME", help=f"File format: {', '.join(FORMATS)}; auto is what the target runs best.")
 @click.option("--bits", metavar="NAME", help=f"Weights and activations: {', '.join(BITS)}.")
@@ -53,6 +54,7 @@ _PATH = click.Path(path_type=Path)
     "--method", metavar="NAME", help="How tensors are made to fit: auto, transformer, minmax, ...; `edgeq methods`."
 )
 @click.option("--rounding", metavar="NAME", help="How weights are rounded: auto, nearest, gptq, ...; `edgeq methods`.")
+@click.option("--keep-float", metavar="NAMES", help="Operations kept float: auto, none, the N worst, or names.")
 @click.option(
     "--budget-minutes",
     type=float,
@@ -61,7 +63,9 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--learn-steps", type=int, metavar="N", help="The same as steps per block; repeatable to the byte.")
 @click.option("--degrade", metavar="NAMES", help="Round weights on samples half of which are degraded: mix, or names.")
-@click.option("--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (20; whisper 10).")
+@click.option(
+    "--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (20; whisper 10, yolo 6)."
+)
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="Largest loss of the task metric on --data (default 0.5)."
 )

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeq.data.source import OPTION, Item, Role, Source, file_digest, unreadable
+from edgeq.detection import letterbox
 from edgeq.errors import DataError
 from edgeq.spec import Preprocess
 
@@ -127,8 +129,9 @@ def preprocess(image: Image.Image, spec: Preprocess) -> NDArray[np.float32]:
 
     In this order: (1) `squash`: resize to `width x height`. `crop`: resize so that the image just covers
     `floor(width / crop_fraction) x floor(height / crop_fraction)`, the other side rounded down, then cut the centre,
-    with half pixels rounded to even (the order of torchvision and timm). Both by Pillow in 8 bit, antialiased.
-    (2) As float32: divide by 255, subtract the mean, divide by the standard deviation. (3) Channels first.
+    with half pixels rounded to even (the order of torchvision and timm). `letterbox`: see `edgeq.detection`. All by
+    Pillow in 8 bit, antialiased. (2) Blue first where the network wants it so. (3) As float32: divide by 255, subtract
+    the mean, divide by the standard deviation. (4) Channels first.
 
     Args:
         image: 8-bit RGB.
@@ -137,6 +140,11 @@ def preprocess(image: Image.Image, spec: Preprocess) -> NDArray[np.float32]:
     resample = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
     if spec.resize == "squash":
         image = image.resize((spec.width, spec.height), resample)
+    elif spec.resize == "letterbox":
+        width, height, left, top = letterbox(image.width, image.height, asdict(spec))
+        border = Image.new("RGB", (spec.width, spec.height), (spec.fill,) * 3)
+        border.paste(image.resize((width, height), resample), (left, top))
+        image = border
     else:
         # 1e-6: 224 / (224 / 232) must give 232 although the fraction was rounded
         width, height = (int(side / spec.crop_fraction + 1e-6) for side in (spec.width, spec.height))
@@ -147,7 +155,8 @@ def preprocess(image: Image.Image, spec: Preprocess) -> NDArray[np.float32]:
         left, top = round((width - spec.width) / 2), round((height - spec.height) / 2)
         image = image.resize((width, height), resample).crop((left, top, left + spec.width, top + spec.height))
     mean, std = np.array(spec.mean, dtype=np.float32), np.array(spec.std, dtype=np.float32)
-    pixels: NDArray[np.float32] = (np.asarray(image, dtype=np.float32) / np.float32(255) - mean) / std
+    colours = np.asarray(image, dtype=np.float32)[..., :: -1 if spec.channels == "bgr" else 1]
+    pixels: NDArray[np.float32] = (colours / np.float32(255) - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

@@ -132,6 +132,20 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     return result
 
 
+def describe_file(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The notes that the exporting program left in an ONNX file, and the inputs with other free sizes than the batch.
+
+    Raises:
+        ModelError: The file is unusable.
+        MissingError: The package `onnx` is absent.
+    """
+    model = read_model(path)
+    constants = {t.name for t in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    free = [i.name for i in inputs if not all(d.dim_value > 0 for d in i.type.tensor_type.shape.dim[1:])]
+    return {note.key: note.value for note in model.metadata_props}, tuple(free)
+
+
 def input_specs(
     model: onnx.ModelProto, wanted: Mapping[str, tuple[int, ...]] | None
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

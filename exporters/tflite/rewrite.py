@@ -6,7 +6,7 @@ import copy
 
 from torch import fx
 
-from edgeq.exporters.rewrite import hoist_relu, to_subpixel
+from edgeq.exporters.rewrite import hoist_relu, split_silu, to_subpixel
 from edgeq.graph.naming import rebuild
 from edgeq.graph.rewrite import aten, calls, refresh
 
@@ -22,5 +22,7 @@ def prepare_tflite(graph: fx.GraphModule) -> fx.GraphModule:
         to_subpixel(prepared, node)
     for node in calls(prepared, aten.relu.default):
         hoist_relu(prepared, node)
+    for node in calls(prepared, aten.silu.default):
+        split_silu(prepared, node)
     refresh(prepared)
     return rebuild(prepared)

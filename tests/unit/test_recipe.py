@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,16 @@ def test_every_combination_is_a_recipe_of_known_parts(scheme: str, method: str) 
 )
 def test_what_the_names_stand_for(method: str, rounding: str, bits: str, scheme: str, expected: Recipe) -> None:
     assert recipe_for(method, rounding, bits, scheme) == expected
+
+
+def test_convolutional_networks_have_a_recipe_of_their_own() -> None:
+    clipped = Precision(observer="percentile:0.9999")
+    for scheme in ("static", "integer"):
+        assert recipe_for("auto", "auto", "w8a8", scheme, "convolution") == Recipe("none", "gptq", clipped)
+        four = replace(clipped, weight_bits=4)
+        assert recipe_for("auto", "auto", "w4a8", scheme, "convolution") == Recipe("none", "gptq", four)
+    assert recipe_for("auto", "auto", "w8a8", "dynamic", "convolution") == Recipe("none", "nearest", clipped)
+    assert recipe_for("minmax", "auto", "w8a8", "static", "convolution") == Recipe("none", "nearest", Precision())
 
 
 @pytest.mark.parametrize("bits", [(1, 8), (8, 1), (17, 8), (8, 32)])

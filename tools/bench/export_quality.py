@@ -31,13 +31,17 @@ def find_vit_s() -> Path | None:
 def run_export(arguments: list[str]) -> dict[str, Any]:
     """Run `edgeq export` in its own process; the summary with the evidence of every candidate added."""
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "bundle"
-        command = [sys.executable, "-m", "edgeq", "export", *arguments, "--out", str(out), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-        summary: dict[str, Any] = json.loads(done.stdout)
-        evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
+        return run_export_into(Path(scratch) / "bundle", arguments)
+
+
+def run_export_into(out: Path, arguments: list[str]) -> dict[str, Any]:
+    """As `run_export`; the bundle stays in `out`."""
+    command = [sys.executable, "-m", "edgeq", "export", *arguments, "--out", str(out), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    summary: dict[str, Any] = json.loads(done.stdout)
+    evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
     return {
         "command": " ".join(["edgeq", "export", *(Path(a).name if "/" in a else a for a in arguments)]),
         "summary": {k: v for k, v in summary.items() if k not in ("artifact", "files")},

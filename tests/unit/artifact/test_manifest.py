@@ -49,7 +49,9 @@ def test_no_path_of_the_machine_is_kept(tmp_path: Path) -> None:
     assert manifest.model["source"] == "photos"
 
 
-@pytest.mark.parametrize("key", sorted(set(MANIFEST.to_dict()) - {"schema", "runtime", "networks", "driver"}))
+@pytest.mark.parametrize(
+    "key", sorted(set(MANIFEST.to_dict()) - {"schema", "runtime", "networks", "driver", "postprocess"})
+)
 def test_missing_and_wrong_values_are_named(key: str) -> None:
     data = MANIFEST.to_dict()
     with pytest.raises(InputError, match=f"key '{key}' is missing") as caught:
@@ -75,6 +77,7 @@ def test_files_stay_in_the_folder(path: str) -> None:
         {"command": [None]},
         {"golden": {"min_sqnr_db": "high"}},
         {"golden": {"min_sqnr_db": True}},
+        {"postprocess": ["boxes"]},
         {"preprocess": {"height": 0, "width": 8}},
         {"preprocess": {"wide": 8}},
         {"seed": True},

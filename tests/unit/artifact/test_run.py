@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from edgeq import detection
 from edgeq.artifact import Artifact, describe_files, model_files, write_golden, write_json, write_runner
 from edgeq.artifact import run as runner
 from edgeq.data import decode, preprocess
@@ -25,7 +26,7 @@ from edgeq.devices import open_model
 from edgeq.devices.litert import LiteRtModel
 from edgeq.metrics import sqnr_db
 from edgeq.spec import Preprocess
-from tests.unit.artifact.conftest import MANIFEST, Builder
+from tests.unit.artifact.conftest import MANIFEST, PREPROCESS, Builder
 
 
 def call(bundle: Path, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -147,19 +148,23 @@ def test_absent_packages_are_named(build: Builder, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_runner_is_self_contained(root: Path) -> None:
+@pytest.mark.parametrize("file", ["artifact/run.py", "detection.py"])
+def test_runner_is_self_contained(root: Path, file: str) -> None:
     """Standard library, numpy and Pillow only, in the grammar of Python 3.9."""
-    tree = ast.parse((root / "edgeq" / "artifact" / "run.py").read_text(), feature_version=(3, 9))
+    tree = ast.parse((root / "edgeq" / file).read_text(), feature_version=(3, 9))
     modules = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     modules |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert modules - set(sys.stdlib_module_names) == {"numpy", "PIL"}
+    assert modules - set(sys.stdlib_module_names) == ({"numpy", "PIL"} if file.endswith("run.py") else {"numpy"})
 
 
 HOW = st.builds(
     Preprocess,
     height=st.integers(1, 40),
     width=st.integers(1, 40),
-    resize=st.sampled_from(["crop", "squash"]),
+    resize=st.sampled_from(["crop", "squash", "letterbox"]),
+    fill=st.integers(0, 255),
+    align=st.sampled_from(["center", "corner"]),
+    channels=st.sampled_from(["rgb", "bgr"]),
     crop_fraction=st.sampled_from([1.0, 0.875, 0.9, 224 / 232]),
     interpolation=st.sampled_from(["bilinear", "bicubic"]),
 )
@@ -169,7 +174,9 @@ HOW = st.builds(
 @given(HOW, st.integers(1, 90), st.integers(1, 90), st.integers(0, 9))
 def test_preprocessing_equals_edgeq_bit_for_bit(how: Preprocess, width: int, height: int, seed: int) -> None:
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-    found = runner.preprocess(image, json.loads(json.dumps(vars(how))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "HERE", Path(detection.__file__).parent)  # where a bundle has its copy
+        found = runner.preprocess(image, json.loads(json.dumps(vars(how))))
     np.testing.assert_array_equal(found, preprocess(image, how))
 
 
@@ -252,3 +259,31 @@ def write_bundle(
     changes: dict[str, Any] = {"files": tuple(describe_files(folder)), "runtime": settings, "labels": None}
     write_json(folder / "manifest.json", replace(MANIFEST, preprocess=None, **changes).to_dict())
     assert Artifact.open(folder).model_file.name == source.name
+
+
+HEAD = {
+    "decode": "distances",
+    "levels": [[0, 1]],
+    "strides": [8],
+    "suppress": True,
+    "overlap": 0.5,
+    "score": 0.25,
+    "limit": 9,
+    "names": ["ape", "bee"],
+}
+BOXED = {**PREPROCESS, "resize": "letterbox", "fill": 114, "align": "corner", "channels": "bgr"}
+
+
+def test_a_detector_answers_with_boxes_in_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_runner(tmp_path, detector=True)
+    assert (tmp_path / "detection.py").read_text() == Path(detection.__file__).read_text()
+    monkeypatch.setattr(runner, "HERE", tmp_path)
+    outputs = [np.full((1, 4, 1, 1), 0.5, np.float32), np.array([[[[-9.0]], [[9.0]]]], np.float32)]
+    manifest = {"postprocess": HEAD, "preprocess": BOXED, "labels": None, "outputs": []}
+    (box,) = runner.describe(outputs, manifest, (16, 12))["boxes"]
+    assert (box["label"], box["corners"]) == ("bee", [0.0, 0.0, 16.0, 12.0])
+    assert box["score"] == pytest.approx(1, abs=1e-3)
+    assert runner.describe(outputs, manifest, None)["boxes"][0]["corners"] == [0.0, 0.0, 8.0, 8.0]
+    (tmp_path / "detection.py").unlink()
+    with pytest.raises(runner.Failure, match="copy the folder again"):
+        runner.describe(outputs, manifest, (16, 12))

@@ -1,0 +1,157 @@
+"""Export detectors with real weights and write accuracy, size and time as `results/yolo.json`.
+
+    python tools/bench/yolo.py --data DATA_FOLDER [--only NAME ...]
+
+`DATA_FOLDER` holds `yolo/images`, `yolo/labels` and `yolo/yolox_nano.onnx`. There are few labelled photos, so they are
+split in two: what is calibrated on the even ones is scored on the odd ones, the other way round, and the records of
+both make one score over all. The float score is of the same photos. Networks without labels are judged by agreement
+with float on what they show. Float and quantized are timed in alternation by each export; a ratio for each half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from export_quality import run_export_into  # beside this file
+
+from edgeq.data import open_images
+from edgeq.devices import open_model
+from edgeq.models import load_model
+from edgeq.models.base import parse_model
+from edgeq.models.coco import mean_average_precision
+from edgeq.samples import score
+
+RESULT = Path(__file__).parent / "results" / "yolo.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row: a model, how it is exported, and whether its classes are those of the labels."""
+
+    model: str
+    format: str
+    options: tuple[str, ...]
+    labelled: bool = True
+
+
+JOBS = {
+    "yolox_nano openvino": Job("yolox_nano", "openvino", ("--device", "x86", "--scheme", "static")),
+    "yolox_nano tflite": Job("yolox_nano", "tflite", ("--device", "rpi", "--scheme", "integer")),
+    "yolox_nano openvino plain": Job(
+        "yolox_nano", "openvino", ("--device", "x86", "--scheme", "static", "--keep-float", "none", "--force")
+    ),
+    "yolox_nano openvino w4a8": Job(
+        "yolox_nano", "openvino", ("--device", "x86", "--scheme", "static", "--bits", "w4a8")
+    ),
+    "320n openvino": Job("320n", "openvino", ("--device", "x86", "--scheme", "static"), labelled=False),
+    "320n tflite": Job("320n", "tflite", ("--device", "rpi", "--scheme", "integer"), labelled=False),
+}
+
+
+def nudenet() -> Path | None:
+    """The YOLOv8n of the installed package nudenet, found without importing it."""
+    spec = importlib.util.find_spec("nudenet")
+    path = Path(spec.origin).parent / "320n.onnx" if spec and spec.origin else None
+    return path if path and path.is_file() else None
+
+
+def halves(data: Path, scratch: Path) -> list[Path]:
+    """The photos and labels in two folders, by turns."""
+    folders = [scratch / "even", scratch / "odd"]
+    for index, photo in enumerate(sorted((data / "images").iterdir())):
+        label = data / "labels" / f"{photo.stem}.txt"
+        for file in (photo, label):
+            if file.is_file():
+                target = folders[index % 2] / file.parent.name / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+    return folders
+
+
+def measure(job: Job, file: Path, folders: list[Path], scratch: Path) -> dict[str, Any]:
+    """Export on one half, judge on the other, both ways."""
+    adapter: Any = load_model(parse_model(str(file), "yolo", None))
+    records: tuple[list[Any], list[Any]] = [], []
+    halves = []
+    for calibration, held_out in (folders, folders[::-1]):
+        out = scratch / "bundle"
+        result = run_export_into(out, [str(file), "--family", "yolo", *job.options, "--calib", str(calibration)])
+        model = open_model(next(p for p in out.glob("model.*") if p.suffix in (".xml", ".tflite", ".onnx")))
+        source = adapter.open(held_out, "evaluation") if job.labelled else open_images(held_out, role="calibration")
+        for index, item in enumerate(source.items):
+            photo = source.read(index)
+            inputs = adapter.inputs(photo)
+            with torch.no_grad():
+                exact = [o.numpy() for o in adapter.loaded.graph(*map(torch.from_numpy, inputs))]
+            for outputs, noted in zip((exact, model.run(*inputs)), records, strict=True):
+                noted.append(adapter.judge(outputs, photo, item.label or ()))
+        halves.append(result)
+        shutil.rmtree(out)
+    return {**figures(adapter, records, job.labelled), **cost(halves)}
+
+
+def figures(adapter: Any, records: tuple[list[Any], list[Any]], labelled: bool) -> dict[str, Any]:
+    """Scores over the records of both halves."""
+    exact, quantized = records
+    both = [sum(len(r.shown) for r in side) for side in records]
+    shown = [adapter.metric.alike(a, b) for a, b in zip(exact, quantized, strict=True) if len(a.shown) or len(b.shown)]
+    found = {
+        "photos": len(exact),
+        "boxes": both,
+        "agreement": round(float(np.mean(shown)), 4),
+        "agreement_n": len(shown),
+    }
+    if not labelled:
+        return found
+    result = score(adapter.metric, exact, quantized, seed=0).to_dict()
+    at_half = [round(mean_average_precision(side, slice(1)), 4) for side in records]
+    return {**found, "metric": {k: v for k, v in result.items() if k != "agreement"}, "mAP50": at_half}
+
+
+def cost(halves: list[dict[str, Any]]) -> dict[str, Any]:
+    """Size, time and what stays float, of each half."""
+    shipped = [next(c for c in h["candidates"] if c["scheme"] == h["summary"]["scheme"]) for h in halves]
+    islands = [c["islands"] for c in shipped]
+    return {
+        "bytes": [h["summary"]["bytes"] for h in halves],
+        "float_bytes": halves[0]["summary"]["float_bytes"],
+        "latency": [h["summary"]["latency"] for h in halves],
+        "integer_mac_share": [h["summary"]["integer_mac_share"] for h in halves],
+        "sqnr_db": [h["summary"]["fidelity"]["sqnr_db"]["median"] for h in halves],
+        "kept_float": [i and {"ops": i["ops"], "float_mac_share": i["float_mac_share"]} for i in islands],
+        "command": halves[0]["command"],
+        "environment": halves[0]["environment"],
+    }
+
+
+def main() -> None:
+    """Measure the chosen rows and keep the others of the last run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
+    args = parser.parse_args()
+    files = {"yolox_nano": args.data / "yolo" / "yolox_nano.onnx", "320n": nudenet()}
+    rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    for name in args.only:
+        file = files[JOBS[name].model]
+        if file is None or not file.is_file():
+            print(f"{name} is left out: its model is absent")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder)
+            rows[name] = measure(JOBS[name], file, halves(args.data / "yolo", scratch), scratch)
+        RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        print(name, json.dumps({k: v for k, v in rows[name].items() if k not in ("environment", "kept_float")}))
+
+
+if __name__ == "__main__":
+    main()
