@@ -23,7 +23,7 @@ def adapter() -> Any:
 
 
 def samples(adapter: Any, **changes: Any) -> Samples:
-    return collect_samples(ExportConfig("vit_nano", "rpi", **changes), adapter)
+    return collect_samples(ExportConfig("vit_nano", "rpi", **changes), [adapter])[0]
 
 
 def test_about_half_are_degraded_and_the_rest_is_as_without(adapter: Any) -> None:
