@@ -223,22 +223,12 @@ def validate(
                 if (name, index) not in journal:
                     journal[name, index] = probe.records(index, condition)
                 advance(1)
-    with progress.step("intervals", len(conditions)) as advance:
-        records = {name: [journal[name, i] for i in range(count)] for name in names}
-        clean = _outcome(model.metric, source, None, records[CLEAN], None, request, probe.labelled)
-        outcomes = [clean]
-        for condition in conditions:
-            outcomes.append(
-                _outcome(
-                    model.metric,
-                    source,
-                    condition,
-                    records[condition.name],
-                    records[CLEAN],
-                    request,
-                    probe.labelled,
-                )
-            )
+    records = {name: [journal[name, i] for i in range(count)] for name in names}
+    outcomes = []
+    with progress.step("intervals", len(names)) as advance:
+        for name, condition in zip(names, (None, *conditions), strict=True):
+            before = records[CLEAN] if condition else None
+            outcomes.append(_outcome(model.metric, source, condition, records[name], before, request, probe.labelled))
             advance(1)
     metric = model.metric if probe.labelled else Metric(FIDELITY, "dB")
     result = Validation(folder, metric.name, metric.unit, metric.higher_is_better, count, tuple(outcomes), request)
