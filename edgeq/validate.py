@@ -19,7 +19,7 @@ from edgeq.candidate import Arrays
 from edgeq.data import Source
 from edgeq.degrade import SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
-from edgeq.errors import ModelError, UsageError
+from edgeq.errors import DataError, ModelError, UsageError
 from edgeq.journal import Journal
 from edgeq.metrics import bootstrap, bootstrap_totals, sqnr_db
 from edgeq.models.base import Composite, Metric, ModelAdapter, Networks, judge_sample, parts_of
@@ -130,6 +130,7 @@ class Validation:
         unit: Its unit.
         higher_is_better: False for errors.
         n: Items.
+        left_out: Items of the data that calibration has seen, which are not among them.
         outcomes: Clean first.
         request: What was asked for.
         missed: Reasons, empty when every gate passed.
@@ -140,6 +141,7 @@ class Validation:
     unit: str
     higher_is_better: bool
     n: int
+    left_out: int
     outcomes: tuple[Outcome, ...]
     request: ValidationRequest
     missed: tuple[str, ...] = ()
@@ -168,6 +170,7 @@ class Validation:
             "unit": self.unit,
             "higher_is_better": self.higher_is_better,
             "n": self.n,
+            "left_out": self.left_out,
             "seed": request.seed,
             "clean": clean.to_dict(),
             "degraded": [o.to_dict() for o in degraded],
@@ -210,7 +213,8 @@ def validate(
     with progress.step("load"):
         model = float_model(artifact.manifest, artifact.folder, inputs)
         first = next(iter(parts_of(model).values()))
-        source = first.open(request.data, "evaluation").for_classes(first.loaded.classes)
+        whole = first.open(request.data, "evaluation").for_classes(first.loaded.classes)
+        source = _unseen(whole, artifact, progress)
         count = min(len(source), request.limit or len(source))
         conditions = _conditions(request, source)
         probe = Probe(model, source, artifact, request)
@@ -231,8 +235,18 @@ def validate(
             outcomes.append(_outcome(model.metric, source, condition, records[name], before, request, probe.labelled))
             advance(1)
     metric = model.metric if probe.labelled else Metric(FIDELITY, "dB")
-    result = Validation(folder, metric.name, metric.unit, metric.higher_is_better, count, tuple(outcomes), request)
-    return _gated(result)
+    return _gated(
+        Validation(
+            folder,
+            metric.name,
+            metric.unit,
+            metric.higher_is_better,
+            count,
+            len(whole) - len(source),
+            tuple(outcomes),
+            request,
+        )
+    )
 
 
 @dataclass
@@ -308,6 +322,26 @@ def _finite(run: Callable[..., Sequence[Any]], who: str, where: str, *arrays: An
             hint="look at the item; if it is sound, export again with another --scheme",
         )
     return outputs
+
+
+def _unseen(source: Source[Any], artifact: Artifact, progress: Progress) -> Source[Any]:
+    """The items that calibration has not seen: on the others every artifact looks better than it is.
+
+    Raises:
+        DataError: EQ-D021 when it has seen all of them.
+    """
+    seen = {item["sha256"] for item in artifact.manifest.calibration}
+    kept = [i for i, item in enumerate(source.items) if item.sha256 not in seen]
+    if not kept:
+        raise DataError(
+            "calibration has used every item",
+            code="EQ-D021",
+            place=source.place,
+            hint="give --data other items than the export was given with --calib",
+        )
+    if len(kept) < len(source):
+        progress.say(f"{len(source) - len(kept)} items that calibration used are left out")
+    return source.subset(kept) if len(kept) < len(source) else source
 
 
 def _require_judgeable(request: ValidationRequest, labelled: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ def test_what_cannot_be_judged_is_refused(run: Run, bundle: str, photos: Path, t
     ):
         done = run("validate", *words, "--json")
         assert (done.json["code"], done.code) == (code, exit_code), words
+
+
+def test_what_calibration_has_seen_is_left_out(run: Run, bundle: str, photos: Path) -> None:
+    from importlib import resources
+
+    own = resources.files("edgeq.models") / "weights" / "vit_nano_samples.npz"
+    done = run("validate", bundle, "--data", str(own), "--degrade", "none", "--json")
+    assert done.code == 0, done.err
+    manifest = json.loads((Path(bundle) / "manifest.json").read_text())
+    assert done.json["left_out"] == len(manifest["calibration"])
+    assert done.json["n"] == 100 - done.json["left_out"]
 
 
 @pytest.mark.real
