@@ -201,15 +201,7 @@ def validate(
     Raises:
         EdgeqError: The bundle, its model or the data cannot be used.
     """
-    artifact = Artifact.open(folder)
-    artifact.verify_files()
-    if "network" in artifact.manifest.model:
-        raise UsageError(
-            f"{folder.name} is one network of a model",
-            code="EQ-U754",
-            place=str(folder),
-            hint=f"edgeq validate {folder.parent} --data PATH",
-        )
+    artifact = _open_whole(folder)
     with progress.step("load"):
         model = float_model(artifact.manifest, artifact.folder, inputs)
         first = next(iter(parts_of(model).values()))
@@ -247,6 +239,19 @@ def validate(
             request,
         )
     )
+
+
+def _open_whole(folder: Path) -> Artifact:
+    artifact = Artifact.open(folder)
+    artifact.verify_files()
+    if "network" in artifact.manifest.model:
+        raise UsageError(
+            f"{folder.name} is one network of a model",
+            code="EQ-U754",
+            place=str(folder),
+            hint=f"edgeq validate {folder.parent} --data PATH",
+        )
+    return artifact
 
 
 @dataclass
