@@ -180,8 +180,7 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
         candidate = candidates.measure_latency(
             candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
         )
-    floor = loaded.floor_db if session.config.min_sqnr_db is None else session.config.min_sqnr_db
-    return candidates.judge(candidate, floor, session.config.budget_kb)
+    return candidates.judge(candidate, session.floor_db, session.config.budget_kb)
 
 
 def choose(job: Job, measured: Mapping[str, list[Candidate]], stages: Stages) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,6 +91,18 @@ class Session:
     float_path: Path
     reference: list[Arrays]
     threads: int
+    part: str = ""
+
+    @property
+    def floor_db(self) -> float:
+        """Least median fidelity to float, in dB, of what may ship.
+
+        What the family knows to be enough unless the user says; none for a part of a model whose task metric is
+        measured: the metric is of the whole, and says more.
+        """
+        if self.config.min_sqnr_db is not None:
+            return self.config.min_sqnr_db
+        return -math.inf if self.part and self.config.data else self.adapter.loaded.floor_db
 
 
 @dataclass(frozen=True)
@@ -170,7 +183,8 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Job:
     for name, adapter in parts.items():
         folder = scratch / name
         folder.mkdir(exist_ok=True)
-        sessions[name] = open_session(config, (target, exporter), adapter, samples[name], folder, stages.of(name))
+        opened = open_session(config, (target, exporter), adapter, samples[name], folder, stages.of(name))
+        sessions[name] = replace(opened, part=name)
     return Job(config, model, sessions, labelled)
 
 

@@ -58,7 +58,12 @@ _PATH = click.Path(path_type=Path)
     help="Then learn roundings for so long (static, integer).",
 )
 @click.option("--learn-steps", type=int, metavar="N", help="The same as steps per block; repeatable to the byte.")
-@click.option("--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (default 20; 10 for whisper).")
+@click.option(
+    "--min-sqnr-db",
+    type=float,
+    metavar="DB",
+    help="Floor of the median fidelity to float (default 20; 10 for whisper).",
+)
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="Largest loss of the task metric on --data (default 0.5)."
 )

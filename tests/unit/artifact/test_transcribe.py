@@ -145,7 +145,12 @@ def test_other_rates_are_resampled() -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(wav(np.zeros((0, 1))), "no samples"), (b"", "not a recording"), (b"RIFF1234WAVE", "not a recording"), (b"x" * 999, "not a recording")],
+    [
+        (wav(np.zeros((0, 1))), "no samples"),
+        (b"", "not a recording"),
+        (b"RIFF1234WAVE", "not a recording"),
+        (b"x" * 999, "not a recording"),
+    ],
 )
 def test_bad_audio_is_named(data: bytes, reason: str) -> None:
     pytest.importorskip("soundfile")
