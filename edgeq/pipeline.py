@@ -26,7 +26,7 @@ from edgeq.errors import GateError, UsageError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import Legalized
-from edgeq.models.base import FILE_SUFFIXES, parts_of
+from edgeq.models.base import FILE_SUFFIXES, LoadedModel, parts_of
 from edgeq.peers import quantize_by_peers
 from edgeq.progress import Progress
 from edgeq.recipe import place_scheme, transform_graph
@@ -99,7 +99,7 @@ def build_all(session: Session, scratch: Path, stages: Stages) -> list[Candidate
         EdgeqError: Whatever else stops a build.
     """
     measured: list[Candidate] = []
-    names = schemes(session.config, session.target, session.exporter)
+    names = schemes(session.config, session.target, session.exporter, session.adapter.loaded)
     for name in names:
         try:
             candidate, legalized = build_scheme(session, name, scratch, stages)
@@ -126,8 +126,7 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
         samples = collect_samples(config, list(parts.values()))
     plans = []
     for (name, adapter), own in zip(parts.items(), samples, strict=True):
-        graph = exporter.prepare(adapter.loaded.graph)
-        schemes_of = plan_schemes(config, target, exporter, graph, own)
+        schemes_of = plan_schemes(config, target, exporter, adapter.loaded, own)
         plans += [{**plan, "network": name} if name else plan for plan in schemes_of]
     return {
         "schema": "edgeq.export/1",
@@ -143,12 +142,13 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
 
 
 def plan_schemes(
-    config: ExportConfig, target: Target, exporter: Exporter, graph: fx.GraphModule, samples: Samples
+    config: ExportConfig, target: Target, exporter: Exporter, loaded: LoadedModel, samples: Samples
 ) -> list[dict[str, Any]]:
     """The operations of each scheme by mode on one network, and why the float ones are float."""
     plans = []
+    graph = exporter.prepare(loaded.graph)
     graphs: dict[str, fx.GraphModule] = {}
-    for scheme in schemes(config, target, exporter):
+    for scheme in schemes(config, target, exporter, loaded):
         recipe = recipe_of(config, scheme)
         if recipe.transform not in graphs:
             few = batches_of(samples, DRY_RUN_SAMPLES)  # the transforms find their places; the numbers do not matter

@@ -29,7 +29,7 @@ from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import observed
 from edgeq.graph.transforms.transformer import Applied
 from edgeq.models import load_any
-from edgeq.models.base import Composite, ModelAdapter, parse_model, parts_of
+from edgeq.models.base import Composite, LoadedModel, ModelAdapter, parse_model, parts_of
 from edgeq.progress import Progress
 from edgeq.quant.calibrator import calibrate
 from edgeq.quant.statistics import TensorStatistics
@@ -234,11 +234,12 @@ def float_outputs(adapter: ModelAdapter, path: Path, samples: Samples, threads: 
     return outputs
 
 
-def schemes(config: ExportConfig, target: Target, exporter: Exporter) -> tuple[str, ...]:
-    """The schemes to try: all that the target allows, or the one that was asked for."""
+def schemes(config: ExportConfig, target: Target, exporter: Exporter, loaded: LoadedModel) -> tuple[str, ...]:
+    """The schemes to try: all that the target and the family allow, or the one that was asked for."""
     if config.scheme != "auto":
         return (config.scheme,)
-    return tuple(s for s in exporter.schemes if s in target.schemes[exporter.name])
+    allowed = [s for s in exporter.schemes if s in target.schemes[exporter.name]]
+    return tuple(s for s in allowed if loaded.schemes is None or s in loaded.schemes)
 
 
 def recipe_of(config: ExportConfig, scheme: str) -> Recipe:
@@ -249,7 +250,7 @@ def recipe_of(config: ExportConfig, scheme: str) -> Recipe:
 def fit_all(session: Session, stages: Stages) -> None:
     """Transform and calibrate the graph, once for all schemes whose recipes transform it alike."""
     wanted: dict[str, list[str]] = {}
-    for scheme in schemes(session.config, session.target, session.exporter):
+    for scheme in schemes(session.config, session.target, session.exporter, session.adapter.loaded):
         wanted.setdefault(recipe_of(session.config, scheme).transform, []).append(scheme)
     for name, members in wanted.items():
         with stages.step("transform"):

@@ -58,6 +58,7 @@ class LoadedModel:
         classes: Class names of a classifier that knows them.
         source: Description of the origin for the manifest (file name, never a path).
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
+        schemes: Schemes that `--scheme auto` tries, None for all that the target allows.
         floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
     """
 
@@ -72,6 +73,7 @@ class LoadedModel:
     classes: tuple[str, ...] | None
     source: str
     import_error: float | None = None
+    schemes: tuple[str, ...] | None = None
     floor_db: float = FLOOR_DB
 
 
