@@ -132,8 +132,8 @@ class Composite(Protocol):
     """A model of several networks: each is exported by itself, a driver on the device makes them one.
 
     `parts` are the networks by name, in the order in which they first run. `driver` is a file of Python, numpy and
-    nothing of edgeq, with `run_file(path, networks, folder)` and an exception `Unusable(message, hint, package)`; it goes
-    into the bundle.
+    nothing of edgeq, with `run_file(path, networks, folder)` and an exception `Unusable(message, hint, package)`; it
+    goes into the bundle.
     """
 
     name: str
