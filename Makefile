@@ -55,6 +55,7 @@ tests: $(DEV_DEPS)
 bench: $(DEV_DEPS)
 	$(BIN)/python tools/bench/export_quality.py --data $(DATA)
 	$(BIN)/python tools/bench/calibration_memory.py $$($(BIN)/python tools/bench/export_quality.py --where) $(DATA)/yolo/images
+	$(BIN)/python tools/bench/whisper_tiny.py --data $(DATA) --out out/whisper
 	$(BIN)/python tools/bench/tables.py
 
 bench-methods: $(DEV_DEPS)

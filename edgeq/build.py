@@ -150,7 +150,7 @@ def _learning(session: Session, scheme: str, stages: Stages) -> Learn | None:
     minutes, steps = config.budget_minutes or 0.0, config.learn_steps
     if scheme not in LEARNABLE or not (minutes or steps):
         return None
-    sharing = sum(s in LEARNABLE for s in schemes(config, session.target, session.exporter))
+    sharing = sum(s in LEARNABLE for s in schemes(config, session.target, session.exporter, session.adapter.loaded))
 
     def run(graph: fx.GraphModule, legalized: Legalized, placement: Placement) -> tuple[Legalized, Learned]:
         samples = torch.cat([batch[0] for batch in batches_of(session.samples, degraded=True)()])

@@ -208,14 +208,13 @@ def manifest_of(
     config.update(inputs, scheme=shipped.scheme, samples=min(job.config.samples, len(items)))
     if shipped.learned is not None:  # minutes cannot be repeated, steps can
         config.update(budget_minutes=None, learn_steps=shipped.learned.steps)
-    network = next((name for name, s in job.sessions.items() if s is session), "")
     origin = {"name": loaded.name, "family": loaded.family, "source": loaded.source}
     return Manifest(
         command=tuple(command),
         config=config,
         seed=job.config.seed,
         versions=environment()["packages"],
-        model={**origin, "network": network} if network else origin,
+        model={**origin, "network": session.part} if session.part else origin,
         weights_sha256=loaded.weights_sha256,
         calibration=calibration_of(session.samples),
         files=tuple(files),

@@ -99,7 +99,7 @@ def build_all(session: Session, scratch: Path, stages: Stages) -> list[Candidate
         EdgeqError: Whatever else stops a build.
     """
     measured: list[Candidate] = []
-    names = schemes(session.config, session.target, session.exporter)
+    names = schemes(session.config, session.target, session.exporter, session.adapter.loaded)
     for name in names:
         try:
             candidate, legalized = build_scheme(session, name, scratch, stages)
@@ -126,8 +126,7 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
         samples = collect_samples(config, list(parts.values()))
     plans = []
     for (name, adapter), own in zip(parts.items(), samples, strict=True):
-        graph = exporter.prepare(adapter.loaded.graph)
-        schemes_of = plan_schemes(config, target, exporter, adapter, graph, own)
+        schemes_of = plan_schemes(config, target, exporter, adapter, own)
         plans += [{**plan, "network": name} if name else plan for plan in schemes_of]
     return {
         "schema": "edgeq.export/1",
@@ -143,17 +142,13 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
 
 
 def plan_schemes(
-    config: ExportConfig,
-    target: Target,
-    exporter: Exporter,
-    adapter: ModelAdapter,
-    graph: fx.GraphModule,
-    samples: Samples,
+    config: ExportConfig, target: Target, exporter: Exporter, adapter: ModelAdapter, samples: Samples
 ) -> list[dict[str, Any]]:
     """The operations of each scheme by mode on one network, and why the float ones are float."""
     plans = []
+    graph = exporter.prepare(adapter.loaded.graph)
     graphs: dict[str, fx.GraphModule] = {}
-    for scheme in schemes(config, target, exporter):
+    for scheme in schemes(config, target, exporter, adapter.loaded):
         recipe = recipe_of(config, adapter, scheme)
         if recipe.transform not in graphs:
             few = batches_of(samples, DRY_RUN_SAMPLES)  # the transforms find their places; the numbers do not matter
@@ -176,7 +171,7 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
     """Fidelity and latency of one candidate, and whether it may ship."""
     if candidate.rejected and not session.config.force:
         return candidate
-    held_out, floor = session.samples.held_out, session.config.min_sqnr_db
+    held_out = session.samples.held_out
     graph = session.fitted[candidate.recipe.transform].graph
     with stages.step(f"measure {candidate.scheme}"):
         candidate = candidates.measure_fidelity(
@@ -186,8 +181,7 @@ def measure(session: Session, candidate: Candidate, legalized: Legalized, stages
             candidate = candidates.measure_latency(
                 candidate, session.float_path, held_out[0], session.threads, session.config.runs, SECONDS_PER_TIMING
             )
-    floor = session.adapter.loaded.floor_db if floor is None else floor
-    return candidates.judge(candidate, floor, session.config.budget_kb)
+    return candidates.judge(candidate, session.floor_db, session.config.budget_kb)
 
 
 def choose(job: Job, measured: Mapping[str, list[Candidate]], stages: Stages) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import observed
 from edgeq.graph.transforms.transformer import Applied
 from edgeq.models import load_any
-from edgeq.models.base import Composite, ModelAdapter, parse_model, parts_of
+from edgeq.models.base import Composite, LoadedModel, ModelAdapter, parse_model, parts_of
 from edgeq.progress import Progress
 from edgeq.quant.calibrator import calibrate
 from edgeq.quant.statistics import TensorStatistics
@@ -92,6 +93,18 @@ class Session:
     float_path: Path
     reference: list[Arrays]
     threads: int
+    part: str = ""
+
+    @property
+    def floor_db(self) -> float:
+        """Least median fidelity to float, in dB, of what may ship.
+
+        What the family knows to be enough unless the user says; none for a part of a model whose task metric is
+        measured: the metric is of the whole, and says more.
+        """
+        if self.config.min_sqnr_db is not None:
+            return self.config.min_sqnr_db
+        return -math.inf if self.part and self.config.data else self.adapter.loaded.floor_db
 
 
 @dataclass(frozen=True)
@@ -179,7 +192,8 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Job:
     for name, adapter in parts.items():
         folder = scratch / name
         folder.mkdir(exist_ok=True)
-        sessions[name] = open_session(config, (target, exporter), adapter, samples[name], folder, stages.of(name))
+        opened = open_session(config, (target, exporter), adapter, samples[name], folder, stages.of(name))
+        sessions[name] = replace(opened, part=name)
     return Job(config, model, sessions, labelled)
 
 
@@ -230,11 +244,12 @@ def float_outputs(adapter: ModelAdapter, path: Path, samples: Samples, threads: 
     return outputs
 
 
-def schemes(config: ExportConfig, target: Target, exporter: Exporter) -> tuple[str, ...]:
-    """The schemes to try: all that the target allows, or the one that was asked for."""
+def schemes(config: ExportConfig, target: Target, exporter: Exporter, loaded: LoadedModel) -> tuple[str, ...]:
+    """The schemes to try: all that the target and the family allow, or the one that was asked for."""
     if config.scheme != "auto":
         return (config.scheme,)
-    return tuple(s for s in exporter.schemes if s in target.schemes[exporter.name])
+    allowed = [s for s in exporter.schemes if s in target.schemes[exporter.name]]
+    return tuple(s for s in allowed if loaded.schemes is None or s in loaded.schemes)
 
 
 def recipe_of(config: ExportConfig, adapter: ModelAdapter, scheme: str) -> Recipe:
@@ -245,7 +260,7 @@ def recipe_of(config: ExportConfig, adapter: ModelAdapter, scheme: str) -> Recip
 def fit_all(session: Session, stages: Stages) -> None:
     """Transform and calibrate the graph, once for all schemes whose recipes transform it alike."""
     wanted: dict[str, list[str]] = {}
-    for scheme in schemes(session.config, session.target, session.exporter):
+    for scheme in schemes(session.config, session.target, session.exporter, session.adapter.loaded):
         wanted.setdefault(recipe_of(session.config, session.adapter, scheme).transform, []).append(scheme)
     for name, members in wanted.items():
         with stages.step("transform"):

@@ -60,6 +60,7 @@ class LoadedModel:
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
         postprocess: What `run.py` makes of the outputs, in the form of `edgeq.detection`; None for nothing.
         network: What `--method auto` means.
+        schemes: Schemes that `--scheme auto` tries, None for all that the target allows.
         floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
     """
 
@@ -76,6 +77,7 @@ class LoadedModel:
     import_error: float | None = None
     postprocess: Mapping[str, Any] | None = None
     network: Literal["transformer", "convolution"] = "transformer"
+    schemes: tuple[str, ...] | None = None
     floor_db: float = FLOOR_DB
 
 

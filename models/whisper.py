@@ -31,6 +31,10 @@ from edgeq.models.whisper_text import Heard, compare_texts, same_text, settings_
 Samples = NDArray[np.float32]
 Arrays = tuple[NDArray[Any], ...]
 
+AUTO = ("dynamic",)
+"""What `--scheme auto` tries: rare values of hundreds in the encoder's last block (most are below 20) leave calibrated
+8-bit grids too coarse, and a token at a time is bound by the bytes of the weights in any scheme."""
+
 FLOOR_DB = 10.0
 """8-bit weights alone leave 20 dB of the logits, of which most is common to all tokens and no word depends on it."""
 
@@ -162,6 +166,7 @@ def load_whisper(request: ModelRequest) -> WhisperAdapter:
             weights_sha256=digest,
             classes=None,
             source=request.path.name if request.path else "",
+            schemes=AUTO,
             floor_db=FLOOR_DB,
         )
 

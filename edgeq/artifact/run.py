@@ -490,16 +490,17 @@ def run_networks(manifest: dict[str, Any], options: argparse.Namespace) -> dict[
     sys.path.insert(0, str(HERE))
     driver: Any = importlib.import_module(manifest["driver"])
     networks = {n: Model(load_manifest(HERE / n), options.threads, HERE / n).call for n in names}
+    return {"results": [drive(driver, path, networks) for path in options.files]}
 
-    def outcome(path: Path) -> dict[str, Any]:
-        try:
-            return {"file": str(path), **driver.run_file(path, networks, HERE)}
-        except OSError as error:
-            raise Failure(f"{path} cannot be read: {error.strerror or error}", 3) from error
-        except driver.Unusable as error:
-            raise Failure(f"{path} {error}\n  try: {error.hint}", 4 if error.package else 3) from error
 
-    return {"results": [outcome(path) for path in options.files]}
+def drive(driver: Any, path: Path, networks: dict[str, Any]) -> dict[str, Any]:
+    """What the driver makes of a file."""
+    try:
+        return {"file": str(path), **driver.run_file(path, networks, HERE)}
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror or error}", 3) from error
+    except driver.Unusable as error:
+        raise Failure(f"{path} {error}\n  try: {error.hint}", 4 if error.package else 3) from error
 
 
 def run_files(model: Model, manifest: dict[str, Any], files: list[Path], save: Path | None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from edgeq.cli.console import Console
 from edgeq.cli.options import command
 
 if TYPE_CHECKING:
+    from edgeq.artifact import Artifact
     from edgeq.spec import TensorPlan
 
 _PATH = click.Path(path_type=Path)
@@ -30,12 +31,28 @@ def inspect(console: Console, bundle: Path, layers: bool, tensors: bool) -> int:
 
     artifact = Artifact.open(bundle.parent if bundle.name == "manifest.json" else bundle)
     artifact.verify_files()
-    manifest, evidence, plan = artifact.manifest, artifact.evidence(), artifact.plan()
-    shipped = next(c for c in evidence["candidates"] if c["scheme"] == evidence["shipped"])
+    manifest = artifact.manifest
     console.result(f"{manifest.model['name']} for {manifest.target}: {manifest.scheme}, {manifest.config['bits']}")
     console.result_table(
         ("file", "bytes", "sha256"), [(f["path"], f["bytes"], f["sha256"][:16]) for f in manifest.files]
     )
+    found: dict[str, Any]
+    if manifest.networks:
+        found = {}
+        for name in manifest.networks:
+            console.result(f"\n{name}")
+            found[name] = _network(console, Artifact.open(artifact.folder / name), layers, tensors)
+        found = {"networks": found, "evidence": artifact.evidence()}
+    else:
+        found = _network(console, artifact, layers, tensors)
+    console.emit_json({"schema": "edgeq.inspect/1", "ok": True, "manifest": manifest.to_dict(), **found})
+    return 0
+
+
+def _network(console: Console, artifact: Artifact, layers: bool, tensors: bool) -> dict[str, Any]:
+    """Show what the file of one network holds, and return it for the JSON object."""
+    evidence, plan = artifact.evidence(), artifact.plan()
+    shipped = next(c for c in evidence["candidates"] if c["scheme"] == evidence["shipped"])
     console.result_table(("operation kernel", "count"), list(shipped["file"]["census"].items()), title="in the file")
     share = 100 * shipped["file"]["integer_mac_share"]
     console.result(f"integer multiply-accumulates: {share:.1f} % of {shipped['file']['macs'] / 1e6:.1f} M")
@@ -48,16 +65,7 @@ def inspect(console: Console, bundle: Path, layers: bool, tensors: bool) -> int:
     if tensors:
         grids = [(t.name, t.role, t.bits, *_scales(t), t.provenance) for t in plan.tensors.values()]
         console.result_table(("tensor", "role", "bits", "scales", "largest scale", "from"), grids, title="\ngrids")
-    console.emit_json(
-        {
-            "schema": "edgeq.inspect/1",
-            "ok": True,
-            "manifest": manifest.to_dict(),
-            "candidate": shipped,
-            "plan": plan.to_dict() if tensors else None,
-        }
-    )
-    return 0
+    return {"candidate": shipped, "plan": plan.to_dict() if tensors else None}
 
 
 def _db(value: Any) -> float | None:

@@ -18,7 +18,10 @@ import method_tables  # beside this file
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
-DOCUMENTS = (README, *(README.parent / "docs" / name for name in ("methods.md", "robustness.md")))
+DOCUMENTS = (
+    README,
+    *(README.parent / "docs" / name for name in ("methods.md", "robustness.md", "families/whisper.md")),
+)
 
 
 REFERENCES = ("vit_nano", "vit_micro", "cifar_cnn")
@@ -236,6 +239,29 @@ def mcu_table() -> str:
     return "\n".join(lines)
 
 
+def whisper_table() -> str:
+    """Whisper tiny.en in every way that was measured."""
+    lines = [
+        "| file | MB | WER %: float, file (95 % of the difference) | same text | real-time factor | loops |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = json.loads((RESULTS / "whisper.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows.values():
+        metric, heard = row["metric"], row["heard"]
+        low, high = metric["difference_interval"]
+        kinds = ", ".join(f"{name} {network['scheme']}" for name, network in row["networks"].items())
+        cells = [
+            f"{row['format'].replace('.xml', '.xml + .bin')} {row['bits'].upper()}: {kinds}",
+            f"{row['bytes'] / 1e6:.1f} of {sum(n['float_bytes'] for n in row['networks'].values()) / 1e6:.0f}",
+            f"{metric['float']:.2f}, {metric['quantized']:.2f} ({low:+.2f} to {high:+.2f})",
+            f"{round(metric['agreement'] * metric['n'])} of {metric['n']}",
+            f"{heard['real_time_factor']['total']:.2f} (n={heard['real_time_factor']['n']})",
+            str(heard["windows_in_a_loop"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _accuracy_cell(row: dict[str, Any] | None, goal: float) -> str:
     if row is None:
         return "-"
@@ -256,6 +282,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets": budgets_table,
     "robustness": robustness_table,
     "mcu": mcu_table,
+    "whisper": whisper_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 
