@@ -75,7 +75,7 @@ class Outcome:
         severity: 0 on clean data.
         float_score: Metric of the float model; None for fidelity.
         quantized_score: Metric of the artifact, or median fidelity in dB.
-        worst_item: Item on which both differ most, or the least faithful one.
+        worst_item: Item on which both differ most, or the least faithful one; empty where both agree on all.
         worst_fidelity: Its fidelity in dB, without labels.
         agreement: How far both agree on an item, on average; None without labels.
         interval: 95 % paired bootstrap interval of artifact minus float.
@@ -338,7 +338,7 @@ def _outcome(
         severity,
         metric.total(reference),
         metric.total(found),
-        source.items[int(np.argmin(alike))].id,
+        source.items[int(np.argmin(alike))].id if min(alike) < 1 else "",
         agreement=float(np.mean(alike)),
         interval=bootstrap_totals(found, reference, metric.total, seed=request.seed, resamples=metric.resamples),
     )
