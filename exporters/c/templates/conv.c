@@ -35,7 +35,7 @@ void NAME_conv(const int8_t *x, const NAME_window *g, int32_t border, const NAME
         }
         NAME_products_bytes(windows, count, layer, y, p * layer->outputs);
 #else
-            (void)NAME_expand(codes, expanded, n, 0, t, count);
+            NAME_widen(codes, expanded, n, t, count);
         }
         NAME_products(expanded, count, layer, base, y, p * layer->outputs);
 #endif

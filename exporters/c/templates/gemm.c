@@ -1,6 +1,7 @@
 /* With SIMD on 32-bit words, four codes lie as 0 2 1 3, the halves that one extension of a word of weights gives, and
  * the rows take turns, so that one pointer reads them all. */
-int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, int32_t row, int32_t rows)
+static inline int32_t NAME_spread(
+    const int8_t *x, int16_t *to, int32_t count, int32_t plain, int32_t zero, int32_t row, int32_t rows)
 {
     int32_t sum = 0, i = 0;
 #if defined(NAME_DSP)
@@ -8,7 +9,11 @@ int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, i
     const uint32_t zeros = ((uint32_t)zero & 0xffffu) * 0x10001u;
     for (; i + 4 <= count; i += 4) {
         const uint32_t bytes = NAME_word(x + i);
-        const uint32_t even = NAME_minus(NAME_even(bytes), zeros), odd = NAME_minus(NAME_odd(bytes), zeros);
+        uint32_t even = NAME_even(bytes), odd = NAME_odd(bytes);
+        if (!plain) {
+            even = NAME_minus(even, zeros);
+            odd = NAME_minus(odd, zeros);
+        }
         memcpy(to, &even, 4);
         memcpy(to + 2, &odd, 4);
         to += 4 * rows;
@@ -16,6 +21,7 @@ int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, i
     }
 #else
     (void)rows;
+    (void)plain;
     to += row * NAME_ROW(count);
 #if defined(NAME_MVE)
     for (; i + 8 <= count; i += 8, to += 8) {
@@ -31,6 +37,16 @@ int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, i
         sum += value;
     }
     return sum;
+}
+
+int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, int32_t row, int32_t rows)
+{
+    return NAME_spread(x, to, count, 0, zero, row, rows);
+}
+
+void NAME_widen(const int8_t *x, int16_t *to, int32_t count, int32_t row, int32_t rows)
+{
+    (void)NAME_spread(x, to, count, 1, 0, row, rows);
 }
 
 /* Two rows times two rows of weights. Kept apart: inlined, its sums would not stay in registers. */
@@ -67,18 +83,19 @@ NAME_APART static void NAME_dot22(
     d = NAME_mac2(u[2], even, d); \
     b = NAME_mac2(u[1], odd, b); \
     d = NAME_mac2(u[3], odd, d);
-    const int8_t *end = w0 + (n & ~7);
+    const int8_t *end = w0 + (n & ~15);
     while (w0 != end) {
         NAME_STEP(0)
         NAME_STEP(4)
-        w0 += 8, w1 += 8, x0 += 16;
+        NAME_STEP(8)
+        NAME_STEP(12)
+        w0 += 16, w1 += 16, x0 += 32;
     }
-    if ((n & 4) != 0) {
+    for (n &= 15; n >= 4; n -= 4) {
         NAME_STEP(0)
         w0 += 4, w1 += 4, x0 += 8;
     }
 #undef NAME_STEP
-    n &= 3;
 #endif
     for (; n > 0; n--) {
         const int32_t v0 = *w0++, v1 = *w1++, u0 = *x0++, u1 = *x1++;
@@ -115,19 +132,20 @@ NAME_APART static void NAME_dot14(const int16_t *x, const int8_t *const *w, int3
 #define NAME_STEP(at) \
     memcpy(pair, NAME_ALIGNED(x + (at)), 8); \
     NAME_TAKE(w0, at, a) NAME_TAKE(w1, at, b) NAME_TAKE(w2, at, c) NAME_TAKE(w3, at, d)
-    const int8_t *end = w0 + (n & ~7);
+    const int8_t *end = w0 + (n & ~15);
     while (w0 != end) {
         NAME_STEP(0)
         NAME_STEP(4)
-        x += 8, w0 += 8, w1 += 8, w2 += 8, w3 += 8;
+        NAME_STEP(8)
+        NAME_STEP(12)
+        x += 16, w0 += 16, w1 += 16, w2 += 16, w3 += 16;
     }
-    if ((n & 4) != 0) {
+    for (n &= 15; n >= 4; n -= 4) {
         NAME_STEP(0)
         x += 4, w0 += 4, w1 += 4, w2 += 4, w3 += 4;
     }
 #undef NAME_STEP
 #undef NAME_TAKE
-    n &= 3;
 #endif
     for (; n > 0; n--) {
         const int32_t u = *x++;

@@ -95,6 +95,7 @@ void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, con
     }
 }
 #else
+/* Two rows times two rows of weights. */
 NAME_APART static void NAME_dot22_4(
     const int16_t *x0, const int16_t *x1, const uint8_t *w0, const uint8_t *w1, int32_t n, int32_t *sum)
 {
@@ -139,66 +140,62 @@ NAME_APART static void NAME_dot22_4(
     sum[3] = d;
 }
 
-NAME_APART static void NAME_dot14_4(const int16_t *x, const uint8_t *const *w, int32_t n, int32_t *sum)
+/* One row times two rows of weights: with more, sums and words would not stay in registers. */
+NAME_APART static void NAME_dot12_4(const int16_t *x, const uint8_t *w0, const uint8_t *w1, int32_t n, int32_t *sum)
 {
-    const uint8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
-    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
+    int32_t a = sum[0], b = sum[1];
 #if defined(NAME_DSP)
     const uint32_t mask = 0x000f000fu;
-    for (int32_t k = 0; k < n; k += 8, x += 8, w0 += 4, w1 += 4, w2 += 4, w3 += 4) {
-        const uint32_t u0 = NAME_word(x), u1 = NAME_word(x + 2), u2 = NAME_word(x + 4), u3 = NAME_word(x + 6);
-        uint32_t v = NAME_word(w0);
-        a = NAME_mac2(u1, (v >> 4) & mask, NAME_mac2(u0, v & mask, a));
-        a = NAME_mac2(u3, (v >> 12) & mask, NAME_mac2(u2, (v >> 8) & mask, a));
-        v = NAME_word(w1);
-        b = NAME_mac2(u1, (v >> 4) & mask, NAME_mac2(u0, v & mask, b));
-        b = NAME_mac2(u3, (v >> 12) & mask, NAME_mac2(u2, (v >> 8) & mask, b));
-        v = NAME_word(w2);
-        c = NAME_mac2(u1, (v >> 4) & mask, NAME_mac2(u0, v & mask, c));
-        c = NAME_mac2(u3, (v >> 12) & mask, NAME_mac2(u2, (v >> 8) & mask, c));
-        v = NAME_word(w3);
-        d = NAME_mac2(u1, (v >> 4) & mask, NAME_mac2(u0, v & mask, d));
-        d = NAME_mac2(u3, (v >> 12) & mask, NAME_mac2(u2, (v >> 8) & mask, d));
+    uint32_t u[4], v, p;
+/* Shift and mask in one instruction, which a compiler splits. */
+#define NAME_PART(shift, sum, at) \
+    __asm__("and %0, %1, %2, lsr #" #shift : "=r"(p) : "r"(mask), "r"(v)); \
+    sum = NAME_mac2(u[at], p, sum);
+#define NAME_TAKE(w, at, sum) \
+    v = NAME_word((w) + (at)); \
+    sum = NAME_mac2(u[0], v & mask, sum); \
+    NAME_PART(4, sum, 1) NAME_PART(8, sum, 2) NAME_PART(12, sum, 3)
+#define NAME_STEP(at) \
+    memcpy(u, NAME_ALIGNED(x + 2 * (at)), 16); \
+    NAME_TAKE(w0, at, a) NAME_TAKE(w1, at, b)
+    const uint8_t *end = w0 + ((n & ~15) >> 1);
+    while (w0 != end) {
+        NAME_STEP(0)
+        NAME_STEP(4)
+        x += 16, w0 += 8, w1 += 8;
     }
+    if ((n & 8) != 0) {
+        NAME_STEP(0)
+    }
+#undef NAME_STEP
+#undef NAME_TAKE
+#undef NAME_PART
 #else
     for (int32_t k = 0; k < n; k += 2) {
         a += NAME_pair(x + k, w0[k >> 1]);
         b += NAME_pair(x + k, w1[k >> 1]);
-        c += NAME_pair(x + k, w2[k >> 1]);
-        d += NAME_pair(x + k, w3[k >> 1]);
     }
 #endif
     sum[0] = a;
     sum[1] = b;
-    sum[2] = c;
-    sum[3] = d;
 }
 
 void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
 {
     const NAME_layer own = *layer; /* to a compiler, a stored byte may change what layer points to */
     const int32_t n = NAME_PADDED(own.inner), outputs = own.outputs;
-    const int32_t tile = rows == 2 ? 2 : 4;
     const uint8_t *codes = (const uint8_t *)own.codes;
-    for (int32_t j = 0; j < outputs; j += tile) {
-        int32_t sum[4];
-        const uint8_t *w[4];
-        for (int32_t t = 0; t < tile; t++) {
-            const int32_t channel = j + t < outputs ? j + t : outputs - 1;
-            w[t] = codes + (size_t)channel * (size_t)(n / 2);
-            sum[t] = own.bias[channel] + base[0];
-            if (rows == 2) {
-                sum[t + 2] = own.bias[channel] + base[1];
-            }
-        }
+    for (int32_t j = 0; j < outputs; j += 2) { /* an odd last output is computed twice */
+        const int32_t next = j + 1 < outputs ? j + 1 : j;
+        const uint8_t *w0 = codes + (size_t)j * (size_t)(n / 2), *w1 = codes + (size_t)next * (size_t)(n / 2);
+        int32_t sum[4] = {own.bias[j] + base[0], own.bias[next] + base[0], own.bias[j] + base[1], own.bias[next] + base[1]};
         if (rows == 2) {
-            NAME_dot22_4(x, x + NAME_ROOM(own.inner), w[0], w[1], n, sum);
+            NAME_dot22_4(x, x + NAME_ROOM(own.inner), w0, w1, n, sum);
         } else {
-            NAME_dot14_4(x, w, n, sum);
+            NAME_dot12_4(x, w0, w1, n, sum);
         }
-        for (int32_t t = 0; t < tile && j + t < outputs; t++) {
-            NAME_finish(sum + t, rows, j + t, &own, y, at);
-        }
+        NAME_finish(sum, rows, j, &own, y, at);
+        NAME_finish(sum + 1, rows, next, &own, y, at);
     }
 }
 #endif
