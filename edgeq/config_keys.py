@@ -31,7 +31,7 @@ SCHEMES = MappingProxyType(
 )
 METHODS = MappingProxyType(
     {
-        "auto": "what was measured best: `transformer` for static and integer; convolutions: OBSERVER",
+        "auto": "what was measured best: `transformer` for static and integer; convolutions: mse",
         "transformer": "rotate streams and heads, centre keys, balance MLPs, split probabilities; then minmax",
         "rotate": "rotate residual streams only, which needs no data; then minmax",
         "minmax": "the full range that calibration saw; no value is clipped",
