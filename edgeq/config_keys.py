@@ -31,7 +31,7 @@ SCHEMES = MappingProxyType(
 )
 METHODS = MappingProxyType(
     {
-        "auto": "what was measured best: `transformer` for static and integer, nothing for dynamic",
+        "auto": "what was measured best: `transformer` for static and integer; convolutions: mse",
         "transformer": "rotate streams and heads, centre keys, balance MLPs, split probabilities; then minmax",
         "rotate": "rotate residual streams only, which needs no data; then minmax",
         "minmax": "the full range that calibration saw; no value is clipped",
@@ -54,6 +54,12 @@ ROUNDINGS = MappingProxyType(
         "decoupleq": "best codes for the grid and best grid for the codes, in turn (decoupleQ); slow",
     }
 )
+
+
+KEEP_FLOAT = MappingProxyType(
+    {"auto": "operations stay float where 8 bits cost the outputs most, by measurement; convolutional networks only"}
+)
+"""What `--keep-float` takes besides numbers and names."""
 
 
 def split_bits(bits: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from edgeq.config_keys import METHODS, ROUNDINGS, SCHEMES
+from edgeq.config_keys import KEEP_FLOAT, METHODS, ROUNDINGS, SCHEMES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,7 +23,7 @@ else:
 
 CONCEPTS = ("scheme", "calibration", "grid", "transform", "rounder", "allocator", "repair")
 OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {"--scheme": SCHEMES, "--method": METHODS, "--rounding": ROUNDINGS, "--bits": {}}
+    {"--scheme": SCHEMES, "--method": METHODS, "--rounding": ROUNDINGS, "--bits": {}, "--keep-float": KEEP_FLOAT}
 )
 """Options that take a method, with the summaries that `edgeq.config_keys` has."""
 

@@ -2,7 +2,7 @@
 
 Every tensor that carries a grid is tried alone: all other activations are left in float, and the error of the outputs
 is its score, as in ZeroQ (arXiv 2001.00281). Then the worst ones are freed together, few by few, in the simulation of
-everything else; the fewest within 3 dB of the best that freeing reached are kept. Together, because taking single
+everything else; the fewest within 1 dB of the best that freeing reached are kept. Together, because taking single
 layers out of a quantized network helps only when their neighbours go with them.
 """
 
@@ -29,8 +29,8 @@ from edgeq.quant.sensitivity import measured
 COUNTS = (1, 2, 3, 4, 6, 8, 12)
 """Numbers of tensors that are freed together."""
 
-NEAR = 2.0
-"""3 dB: noise that is twice that of the best."""
+NEAR = 1.25
+"""1 dB: noise a quarter above that of the best."""
 
 MOST_MACS = 0.25
 """Largest share of the multiplications that may stay float."""

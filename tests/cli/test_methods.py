@@ -101,8 +101,8 @@ def test_one_is_explained_with_source_and_figure(run: Run) -> None:
 
 def test_a_name_of_several_options_is_explained_for_each(run: Run) -> None:
     done = run("methods", "auto", "--json").json
-    assert [m["option"] for m in done["methods"]] == ["--scheme", "--method", "--rounding"]
-    assert run("methods", "auto").out.count("edgeq export --") == 3
+    assert [m["option"] for m in done["methods"]] == ["--scheme", "--method", "--rounding", "--keep-float"]
+    assert run("methods", "auto").out.count("edgeq export --") == 4
 
 
 @pytest.mark.parametrize("name", ["percentile", "percentile:P", "percentile:0.9999"])

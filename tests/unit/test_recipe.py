@@ -67,7 +67,7 @@ def test_what_the_names_stand_for(method: str, rounding: str, bits: str, scheme:
 
 
 def test_convolutional_networks_have_a_recipe_of_their_own() -> None:
-    clipped = Precision(observer="percentile:0.9999")
+    clipped = Precision(observer="mse")
     for scheme in ("static", "integer"):
         assert recipe_for("auto", "auto", "w8a8", scheme, "convolution") == Recipe("none", "gptq", clipped)
         four = replace(clipped, weight_bits=4)

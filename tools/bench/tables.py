@@ -20,7 +20,10 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
 DOCUMENTS = (
     README,
-    *(README.parent / "docs" / name for name in ("methods.md", "robustness.md", "families/whisper.md")),
+    *(
+        README.parent / "docs" / name
+        for name in ("methods.md", "robustness.md", "families/whisper.md", "families/yolo.md")
+    ),
 )
 
 
@@ -269,6 +272,35 @@ def _accuracy_cell(row: dict[str, Any] | None, goal: float) -> str:
     return f"**{text}**" if -row["difference"] <= goal + 1e-9 else text
 
 
+def yolo_table() -> str:
+    """Detectors over both halves of the photos."""
+    lines = [
+        "| model, file | MB | mAP50-95: float, file (95 % interval) | mAP50 | same boxes as float | time / float "
+        "| kept float, of MACs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows: dict[str, Any] = json.loads((RESULTS / "yolo.json").read_text(encoding="utf-8"))
+    for name, row in sorted(rows.items()):
+        metric = row.get("metric")
+        score = "no labels"
+        if metric:
+            low, high = metric["difference_interval"]
+            score = f"{metric['float']:.1f}, {metric['quantized']:.1f} ({low:+.1f} to {high:+.1f}, n={metric['n']})"
+        kept = [f"{len(k['ops'])}, {100 * k['float_mac_share']:.0f} %" for k in row["kept_float"] if k]
+        times = [latency["ratio"] for latency in row["latency"] if latency]
+        cells = [
+            name,
+            f"{max(row['bytes']) / 1e6:.1f} of {row['float_bytes'] / 1e6:.1f}",
+            score,
+            ", ".join(f"{v:.1f}" for v in row.get("mAP50", ())),
+            f"{100 * row['agreement']:.1f} % (n={row['agreement_n']})",
+            ", ".join(f"{t:.2f}" for t in times),
+            "; ".join(kept) or "none",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "cost": cost_table,
@@ -283,6 +315,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "robustness": robustness_table,
     "mcu": mcu_table,
     "whisper": whisper_table,
+    "yolo": yolo_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 

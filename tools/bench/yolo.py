@@ -140,7 +140,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
     args = parser.parse_args()
     files = {"yolox_nano": args.data / "yolo" / "yolox_nano.onnx", "320n": nudenet()}
-    rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     for name in args.only:
         file = files[JOBS[name].model]
         if file is None or not file.is_file():
@@ -148,7 +147,9 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
-            rows[name] = measure(JOBS[name], file, halves(args.data / "yolo", scratch), scratch)
+            row = measure(JOBS[name], file, halves(args.data / "yolo", scratch), scratch)
+        rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+        rows[name] = row
         RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps({k: v for k, v in rows[name].items() if k not in ("environment", "kept_float")}))
 

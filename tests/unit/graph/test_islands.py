@@ -60,7 +60,7 @@ def test_the_uneven_activation_is_found_and_its_readers_freed(fmt: str, scheme: 
     assert "last" not in choice.ops
     assert max(choice.alone, key=lambda name: choice.alone[name]) == choice.tensors[0]
     chosen = choice.errors[len(choice.tensors)]
-    assert chosen <= max(2 * min(choice.errors.values()), 0.002)
+    assert chosen <= max(1.25 * min(choice.errors.values()), 0.002)
     assert chosen < choice.errors[0] / 4
     assert 0 < choice.mac_share <= 0.25
     placed = place(choice.ops)
@@ -73,7 +73,7 @@ def test_a_network_without_a_culprit_keeps_its_integers() -> None:
     choice, _ = choose("openvino", "static", even=True)
     assert choice.ops == ()
     assert choice.mac_share == 0
-    assert choice.errors[0] <= 0.002 or choice.errors[0] <= 2 * min(choice.errors.values())
+    assert choice.errors[0] <= 0.002 or choice.errors[0] <= 1.25 * min(choice.errors.values())
 
 
 def test_a_number_is_obeyed_and_none_are_none() -> None:
