@@ -202,31 +202,38 @@ def bootstrap_totals(
         return bootstrap_difference(test, reference, seed=seed, level=level, resamples=resamples)
     if len(test) != len(reference):
         raise InternalError(f"no paired records: {len(test)} and {len(reference)}", code="EQ-Z021")
-
-    def difference(drawn: NDArray[np.int64]) -> float:
-        return total([test[i] for i in drawn]) - total([reference[i] for i in drawn])
-
-    return bootstrap(difference, len(test), seed=seed, level=level, resamples=resamples)
+    scores = [bootstrap_scores(records, total, seed=seed, resamples=resamples) for records in (test, reference)]
+    return percentile_interval(scores[0] - scores[1], level)
 
 
-def bootstrap(
-    statistic: Callable[[NDArray[np.int64]], float],
-    count: int,
-    *,
-    seed: int,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of samples, which is given the indices of each draw.
+def bootstrap_scores(
+    records: Sequence[Any], total: Callable[[Sequence[Any]], float], *, seed: int, resamples: int = RESAMPLES
+) -> NDArray[np.float64]:
+    """Scores `(resamples,)` of data sets drawn from the records with replacement.
 
-    Draws on which it is not a finite number are left out.
+    The same seed draws the same places, so that the scores of paired records may be subtracted.
 
     Raises:
-        InternalError: There are no samples, or no draw has a finite statistic.
+        InternalError: There are no records.
     """
+    count = len(records)
+    if not count:
+        raise InternalError("no records to draw from", code="EQ-Z021")
     generator = np.random.default_rng(seed)
-    draws = (statistic(generator.integers(count, size=count)) for _ in range(resamples if count else 0))
-    found = np.fromiter((d for d in draws if math.isfinite(d)), dtype=np.float64)
+    draws = (generator.integers(count, size=count) for _ in range(resamples))
+    if total is mean_score:
+        values = np.asarray(records, dtype=np.float64)
+        return np.fromiter((values[d].mean() for d in draws), dtype=np.float64)
+    return np.fromiter((total([records[i] for i in d]) for d in draws), dtype=np.float64)
+
+
+def percentile_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Bounds of the middle share `level` of bootstrapped values; those that are not finite are left out.
+
+    Raises:
+        InternalError: None is finite.
+    """
+    found = values[np.isfinite(values)]
     if found.size == 0:
         raise InternalError("no draw has a score", code="EQ-Z021")
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])

@@ -20,15 +20,16 @@ from edgeq.data import Source
 from edgeq.degrade import SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
 from edgeq.errors import DataError, ModelError, UsageError
-from edgeq.journal import Journal
-from edgeq.metrics import bootstrap, bootstrap_totals, sqnr_db
+from edgeq.journal import Journal, from_plain, to_plain
+from edgeq.metrics import bootstrap_scores, percentile_interval, sqnr_db
 from edgeq.models.base import Composite, Metric, ModelAdapter, Networks, judge_sample, parts_of
 from edgeq.origin import float_model
 from edgeq.progress import Progress
 
 CLEAN = "clean"
 FIDELITY = "SQNR"
-EXTRA_RESAMPLES = 1000
+RESAMPLES_AT_MOST = 1000
+"""Draws for the intervals: there are two scores of each condition."""
 
 
 @dataclass(frozen=True)
@@ -217,14 +218,19 @@ def validate(
         for name, condition in zip(names, (None, *conditions), strict=True):
             for index in range(count):
                 if (name, index) not in journal:
-                    journal[name, index] = probe.records(index, condition)
+                    journal[name, index] = to_plain(probe.records(index, condition))
                 advance(1)
-    records = {name: [journal[name, i] for i in range(count)] for name in names}
-    outcomes = []
+    records = {name: [from_plain(journal[name, i], model.metric.record) for i in range(count)] for name in names}
+    outcomes: list[Outcome] = []
+    clean: Scored | None = None
     with progress.step("intervals", len(names)) as advance:
         for name, condition in zip(names, (None, *conditions), strict=True):
-            before = records[CLEAN] if condition else None
-            outcomes.append(_outcome(model.metric, source, condition, records[name], before, request, probe.labelled))
+            if probe.labelled:
+                scored = _scored(model.metric, records[name], request.seed)
+                outcomes.append(_outcome(model.metric, source, condition, scored, clean))
+                clean = clean or scored
+            else:
+                outcomes.append(_fidelity(source, condition, records[name]))
             advance(1)
     metric = model.metric if probe.labelled else Metric(FIDELITY, "dB")
     return _gated(
@@ -379,56 +385,69 @@ def _journal(artifact: Artifact, source: Source[Any], count: int, request: Valid
     return Journal("edgeq.validate/1", key, None if folder is None else folder / f"{key}.jsonl")
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Records of one condition with what the metric makes of them.
+
+    Args:
+        records: `(float, artifact)` of each item.
+        totals: Score of float and of the artifact.
+        draws: Bootstrapped scores of both, the same items drawn under every condition.
+    """
+
+    records: Sequence[Sequence[Any]]
+    totals: tuple[float, float]
+    draws: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _scored(metric: Metric, records: Sequence[Sequence[Any]], seed: int) -> Scored:
+    sides = [[r[side] for r in records] for side in (0, 1)]
+    count = min(RESAMPLES_AT_MOST, metric.resamples)
+    first, second = (bootstrap_scores(side, metric.total, seed=seed, resamples=count) for side in sides)
+    return Scored(records, (metric.total(sides[0]), metric.total(sides[1])), (first, second))
+
+
+def _fidelity(source: Source[Any], condition: Condition | None, records: Sequence[Sequence[Any]]) -> Outcome:
+    found = [r[1] for r in records]
+    worst = int(np.argmin(found))
+    return Outcome(*_name_of(condition), None, float(np.median(found)), source.items[worst].id, found[worst])
+
+
 def _outcome(
-    metric: Metric,
-    source: Source[Any],
-    condition: Condition | None,
-    records: Sequence[Any],
-    clean: Sequence[Any] | None,
-    request: ValidationRequest,
-    labelled: bool,
+    metric: Metric, source: Source[Any], condition: Condition | None, scored: Scored, clean: Scored | None
 ) -> Outcome:
-    name, severity = (CLEAN, 0) if condition is None else (condition.degradation.name, condition.severity)
-    reference, found = ([r[side] for r in records] for side in (0, 1))
-    if not labelled:
-        worst = int(np.argmin(found))
-        return Outcome(name, severity, None, float(np.median(found)), source.items[worst].id, found[worst])
-    alike = [float(metric.alike(a, b)) for a, b in zip(reference, found, strict=True)]
+    alike = [float(metric.alike(a, b)) for a, b in scored.records]
     outcome = Outcome(
-        name,
-        severity,
-        metric.total(reference),
-        metric.total(found),
+        *_name_of(condition),
+        *scored.totals,
         source.items[int(np.argmin(alike))].id if min(alike) < 1 else "",
         agreement=float(np.mean(alike)),
-        interval=bootstrap_totals(found, reference, metric.total, seed=request.seed, resamples=metric.resamples),
+        interval=percentile_interval(scored.draws[1] - scored.draws[0]),
     )
-    return outcome if clean is None else _with_extra(outcome, metric, records, clean, request.seed)
+    return outcome if clean is None else _with_extra(outcome, metric, scored, clean)
 
 
-def _with_extra(outcome: Outcome, metric: Metric, records: Sequence[Any], clean: Sequence[Any], seed: int) -> Outcome:
+def _with_extra(outcome: Outcome, metric: Metric, scored: Scored, clean: Scored) -> Outcome:
     """The outcome with relative losses, where clean scores allow them."""
-    sign = 1 if metric.higher_is_better else -1
-
-    def relative(side: int, drawn: Sequence[int]) -> float:
-        before, after = (metric.total([rows[i][side] for i in drawn]) for rows in (clean, records))
-        return sign * 100 * (before - after) / before if before else math.nan
-
-    def extra(drawn: NDArray[np.int64]) -> float:
-        return relative(1, list(drawn)) - relative(0, list(drawn))
-
-    everything = range(len(records))
-    of_float, of_artifact = relative(0, everything), relative(1, everything)
+    sign = 100 if metric.higher_is_better else -100
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_float, of_artifact = (
+            float(sign * np.float64(before - after) / np.float64(before))
+            for before, after in zip(clean.totals, scored.totals, strict=True)
+        )
+        drawn = [sign * (before - after) / before for before, after in zip(clean.draws, scored.draws, strict=True)]
     if not (math.isfinite(of_float) and math.isfinite(of_artifact)):
         return outcome
-    draws = min(EXTRA_RESAMPLES, metric.resamples)
-    interval = bootstrap(extra, len(records), seed=seed, resamples=draws)
     return replace(
         outcome,
         relative_drop=(round(of_float, 4), round(of_artifact, 4)),
         extra_drop=of_artifact - of_float,
-        extra_interval=interval,
+        extra_interval=percentile_interval(drawn[1] - drawn[0]),
     )
+
+
+def _name_of(condition: Condition | None) -> tuple[str, int]:
+    return (CLEAN, 0) if condition is None else (condition.degradation.name, condition.severity)
 
 
 def _gated(result: Validation) -> Validation:

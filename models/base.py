@@ -92,6 +92,7 @@ class Metric:
         higher_is_better: False for errors.
         alike: Agreement of two models' records of one sample, 0 to 1.
         resamples: Draws of the bootstrap interval; few where `total` takes long.
+        record: Dataclass of the records, None where they are numbers.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Metric:
     higher_is_better: bool = True
     alike: Callable[[Any, Any], float] = operator.eq
     resamples: int = RESAMPLES
+    record: type | None = None
 
 
 class ModelAdapter(Protocol):

@@ -39,7 +39,7 @@ FLOOR_DB = 10.0
 """8-bit weights alone leave 20 dB of the logits, of which most is common to all tokens and no word depends on it."""
 
 RESAMPLES = 2000
-METRIC = Metric("WER", "%", word_error_rate, higher_is_better=False, alike=same_text, resamples=RESAMPLES)
+METRIC = Metric("WER", "%", word_error_rate, higher_is_better=False, alike=same_text, resamples=RESAMPLES, record=Heard)
 
 
 class Part:
