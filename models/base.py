@@ -59,6 +59,7 @@ class LoadedModel:
         source: Description of the origin for the manifest (file name, never a path).
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
         schemes: Schemes that `--scheme auto` tries, None for all that the target allows.
+        least_weight_bits: Width that its weights keep where fewer are asked of the whole model.
         floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
     """
 
@@ -74,6 +75,7 @@ class LoadedModel:
     source: str
     import_error: float | None = None
     schemes: tuple[str, ...] | None = None
+    least_weight_bits: int = 4
     floor_db: float = FLOOR_DB
 
 
