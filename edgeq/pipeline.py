@@ -31,7 +31,7 @@ from edgeq.peers import quantize_by_peers
 from edgeq.progress import Progress
 from edgeq.recipe import place_scheme, transform_graph
 from edgeq.samples import Evaluation, Samples, collect_samples, records_of, score
-from edgeq.session import Job, Session, Stages, batches_of, name_of, prepare, recipe_of, resolve, schemes
+from edgeq.session import Job, Session, Stages, batches_of, config_for, name_of, prepare, recipe_of, resolve, schemes
 
 SCRATCH = ".scratch"
 DRY_RUN_SAMPLES = 1
@@ -126,7 +126,7 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
         samples = collect_samples(config, list(parts.values()))
     plans = []
     for (name, adapter), own in zip(parts.items(), samples, strict=True):
-        schemes_of = plan_schemes(config, target, exporter, adapter, own)
+        schemes_of = plan_schemes(config_for(config, adapter.loaded), target, exporter, adapter, own)
         plans += [{**plan, "network": name} if name else plan for plan in schemes_of]
     return {
         "schema": "edgeq.export/1",

@@ -192,9 +192,16 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Job:
     for name, adapter in parts.items():
         folder = scratch / name
         folder.mkdir(exist_ok=True)
-        opened = open_session(config, (target, exporter), adapter, samples[name], folder, stages.of(name))
+        own = config_for(config, adapter.loaded)
+        opened = open_session(own, (target, exporter), adapter, samples[name], folder, stages.of(name))
         sessions[name] = replace(opened, part=name)
     return Job(config, model, sessions, labelled)
+
+
+def config_for(config: ExportConfig, loaded: LoadedModel) -> ExportConfig:
+    """What a configuration means for one network of a model: some keep 8-bit weights whatever is asked of the model."""
+    narrow = split_bits(config.bits)[0] < loaded.least_weight_bits
+    return replace(config, bits=f"w{loaded.least_weight_bits}a{split_bits(config.bits)[1]}") if narrow else config
 
 
 def open_session(

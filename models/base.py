@@ -61,6 +61,7 @@ class LoadedModel:
         postprocess: What `run.py` makes of the outputs, in the form of `edgeq.detection`; None for nothing.
         network: What `--method auto` means.
         schemes: Schemes that `--scheme auto` tries, None for all that the target allows.
+        least_weight_bits: Width that its weights keep where fewer are asked of the whole model.
         floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
     """
 
@@ -78,6 +79,7 @@ class LoadedModel:
     postprocess: Mapping[str, Any] | None = None
     network: Literal["transformer", "convolution"] = "transformer"
     schemes: tuple[str, ...] | None = None
+    least_weight_bits: int = 4
     floor_db: float = FLOOR_DB
 
 

@@ -17,7 +17,7 @@ from edgeq.data import open_speech
 from edgeq.errors import DataError, EdgeqError, ModelError, UsageError
 from edgeq.models.base import ModelRequest, parse_model
 from edgeq.samples import collect_samples, open_labelled
-from edgeq.session import require_simple
+from edgeq.session import config_for, require_simple
 
 pytest.importorskip("whisper")
 
@@ -166,3 +166,10 @@ def test_options_for_one_network_are_refused_for_several() -> None:
     with pytest.raises(UsageError) as caught:
         require_simple(config, SimpleNamespace(name="tiny.en", parts={"encoder": 0, "decoder": 0}))  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.place) == ("EQ-U700", "--budget-kb")
+
+
+def test_a_network_may_keep_wide_weights() -> None:
+    config = ExportConfig(model="whisper:tiny.en", device="rpi", bits="w4a8")
+    keeps, narrows = SimpleNamespace(least_weight_bits=8), SimpleNamespace(least_weight_bits=4)
+    assert config_for(config, keeps).bits == "w8a8"  # type: ignore[arg-type]
+    assert config_for(config, narrows) is config  # type: ignore[arg-type]

@@ -253,8 +253,9 @@ def whisper_table() -> str:
         metric, heard = row["metric"], row["heard"]
         low, high = metric["difference_interval"]
         kinds = ", ".join(f"{name} {network['scheme']}" for name, network in row["networks"].items())
+        rounding = "" if row["rounding"] == "auto" else f", {row['rounding']}"
         cells = [
-            f"{row['format'].replace('.xml', '.xml + .bin')} {row['bits'].upper()}: {kinds}",
+            f"{row['format'].replace('.xml', '.xml + .bin')} {row['bits'].upper()}: {kinds}{rounding}",
             f"{row['bytes'] / 1e6:.1f} of {sum(n['float_bytes'] for n in row['networks'].values()) / 1e6:.0f}",
             f"{metric['float']:.2f}, {metric['quantized']:.2f} ({low:+.2f} to {high:+.2f})",
             f"{round(metric['agreement'] * metric['n'])} of {metric['n']}",

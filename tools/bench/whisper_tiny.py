@@ -28,8 +28,8 @@ ROWS: dict[str, list[str]] = {
     "tfl8": ["--device", "rpi", "--scheme", "dynamic"],
     "ov8": ["--device", "x86", "--scheme", "dynamic"],
     "ov8s": ["--device", "x86", "--scheme", "static", "--method", "mse"],
-    "tfl4": ["--device", "rpi", "--scheme", "dynamic", "--bits", "w4a8", "--max-drop", "1.5"],
-    "ov4": ["--device", "x86", "--scheme", "dynamic", "--bits", "w4a8", "--max-drop", "1.5"],
+    "tfl4": ["--device", "rpi", "--bits", "w4a8", "--method", "minmax", "--max-drop", "1.5"],
+    "ov4": ["--device", "x86", "--bits", "w4a8", "--method", "minmax", "--max-drop", "1.5"],
 }
 
 
@@ -69,6 +69,7 @@ def row_of(bundle: Path, speech: Path) -> dict[str, Any]:
     return {
         "command": " ".join(whole.manifest.command),
         "bits": whole.manifest.config["bits"],
+        "rounding": whole.manifest.config["rounding"],
         "format": next(iter(networks.values())).model_file.suffix,
         "bytes": sum(model_bytes(network.model_file) for network in networks.values()),
         "metric": evidence["metric"],
