@@ -55,7 +55,9 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
         widths, recipe = _narrowed(session, scheme, recipe, fitted, scratch, stages)
     layers = sum(op_kind(n) in session.exporter.rules.weighted for n in fitted.graph.graph.nodes)
     with stages.step(f"build {scheme}", layers) as advance:
-        rounding = Rounding(recipe.rounding, lambda: list(batches_of(session.samples, SOLVED)()), advance=advance)
+        rounding = Rounding(
+            recipe.rounding, lambda: list(batches_of(session.samples, SOLVED, degraded=True)()), advance=advance
+        )
         candidate, legalized = candidates.build(
             fitted.graph,
             session.exporter,
@@ -129,7 +131,7 @@ def _narrowed(
         losses = weight_losses(
             graph,
             problem,
-            list(batches_of(session.samples, TRIED)()),
+            list(batches_of(session.samples, TRIED, degraded=True)()),
             prediction_loss if classifier else relative_error,
             journal=None if folder is None else folder / f"{key}.jsonl",
             key=key,
@@ -149,7 +151,7 @@ def _learning(session: Session, scheme: str, stages: Stages) -> Learn | None:
     sharing = sum(s in LEARNABLE for s in schemes(config, session.target, session.exporter))
 
     def run(graph: fx.GraphModule, legalized: Legalized, placement: Placement) -> tuple[Legalized, Learned]:
-        samples = torch.cat([batch[0] for batch in batches_of(session.samples)()])
+        samples = torch.cat([batch[0] for batch in batches_of(session.samples, degraded=True)()])
         count = steps
         if count is None:
             with stages.step("time learning"):
@@ -181,4 +183,5 @@ def _key(session: Session, graph: fx.GraphModule, *parts: object) -> str:
     """Hash of graph, data and `parts`."""
     items = [item.sha256 for item in session.samples.calibration_items]
     base = calibration_key(graph, [], items, session.adapter.loaded.preprocess)
-    return cache_key(base, *parts)
+    degraded = [c.name for c in session.samples.conditions]
+    return cache_key(base, degraded, session.samples.seed if degraded else 0, *parts)

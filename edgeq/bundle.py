@@ -119,7 +119,7 @@ def manifest_of(
         versions=environment()["packages"],
         model={"name": loaded.name, "family": loaded.family, "source": loaded.source},
         weights_sha256=loaded.weights_sha256,
-        calibration=tuple({"id": i.id, "sha256": i.sha256} for i in parts.samples.calibration_items),
+        calibration=calibration_of(parts.samples),
         files=tuple(files),
         preprocess=asdict(loaded.preprocess),
         inputs=tuple(
@@ -133,6 +133,17 @@ def manifest_of(
         postprocess=loaded.postprocess,
         runtime=dict(parts.shipped.execution.settings) if parts.shipped.execution else {},
     )
+
+
+def calibration_of(samples: Samples) -> tuple[Mapping[str, str], ...]:
+    """The calibration items for the manifest, with what they were degraded by where they were."""
+    entries = []
+    for index, item in zip(samples.calibration_index, samples.calibration_items, strict=True):
+        condition = samples.condition(index)
+        entries.append(
+            {"id": item.id, "sha256": item.sha256} | ({} if condition is None else {"condition": condition.name})
+        )
+    return tuple(entries)
 
 
 def summary(folder: Path, out: Path, parts: BundleParts, float_path: Path) -> dict[str, Any]:

@@ -158,21 +158,6 @@ def store(key: str, statistics: Mapping[str, TensorStatistics], *, limit_bytes: 
     return True
 
 
-def journal_file(key: str) -> Path | None:
-    """Where measurements with this key are kept line by line; None where the cache cannot be written.
-
-    Args:
-        key: From `cache_key`.
-    """
-    path = cache_dir() / "sensitivity" / f"{key}.jsonl"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError:
-        return None
-    return path
-
-
 def work_folder(kind: str) -> Path | None:
     """Folder for the unfinished or repeatable work of one kind; None where the cache cannot be written.
 

@@ -203,23 +203,18 @@ def open_inputs(
     if how is None:
         message = "the bundle's model takes no images"
         raise DataError(message, code="EQ-D451", place=str(data), hint="leave --data out: golden vectors are used")
-    source = open_images(data, role="evaluation")
+    source = open_images(data, role="evaluation").for_classes(artifact.manifest.labels)
     count = min(len(source), limit or len(source))
-    return Inputs(str(data), count, _reader(source, how), _labels(source, artifact.manifest.labels, count))
+    return Inputs(str(data), count, _reader(source, how), _labels(source, count))
 
 
 def _reader(source: Source[Image.Image], how: Preprocess) -> Callable[[int], tuple[Array, ...]]:
     return lambda index: (preprocess(source.read(index), how)[None],)
 
 
-def _labels(source: Source[Image.Image], names: Sequence[str] | None, count: int) -> tuple[int, ...] | None:
-    """Labels as the model counts its classes: by name where both sides name the same ones, else by number."""
-    labels = [item.label for item in source.items[:count]]
-    if any(label is None for label in labels):
-        return None
-    if names and source.classes and sorted(names) == sorted(source.classes):
-        return tuple(list(names).index(source.classes[label]) for label in labels if label is not None)
-    return tuple(label for label in labels if label is not None)
+def _labels(source: Source[Image.Image], count: int) -> tuple[int, ...] | None:
+    labels = tuple(item.label for item in source.items[:count])
+    return None if None in labels else labels
 
 
 def compare(

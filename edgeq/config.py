@@ -49,6 +49,7 @@ class ExportConfig:
         rounding: How weights are rounded.
         keep_float: Operations that stay float: `auto`, `none`, how many tensors to free, or names.
         calib: Calibration samples.
+        degrade: Degradations of half the calibration samples, where weights are rounded and widths tried.
         samples: Number of calibration samples to use.
         data: Labelled data for the task metric.
         limit: Evaluate at most this many items of `data`.
@@ -81,6 +82,7 @@ class ExportConfig:
     rounding: str = "auto"
     keep_float: str = "auto"
     calib: Path | None = None
+    degrade: str = "none"
     samples: int = 128
     data: Path | None = None
     limit: int | None = None

@@ -226,6 +226,7 @@ _TABLE = (
         _keep_float,
     ),
     Key("calib", "calibration samples: folder, packed .npz or one file", "a path", '"photos"', _path),
+    Key("degrade", "degradations of half of them, see `edgeq validate --help`", "a list of names", '"mix"', _text),
     Key("samples", "number of calibration samples", "a whole number of at least 1", "128", _whole(1), int),
     Key("data", "labelled data for the task metric", "a path", '"test.npz"', _path),
     Key("limit", "evaluate at most this many items", "a whole number of at least 1", "1000", _whole(1), int),

@@ -200,14 +200,33 @@ def bootstrap_totals(
     """
     if total is mean_score:
         return bootstrap_difference(test, reference, seed=seed, level=level, resamples=resamples)
-    if len(test) != len(reference) or not test:
+    if len(test) != len(reference):
         raise InternalError(f"no paired records: {len(test)} and {len(reference)}", code="EQ-Z021")
+
+    def difference(drawn: NDArray[np.int64]) -> float:
+        return total([test[i] for i in drawn]) - total([reference[i] for i in drawn])
+
+    return bootstrap(difference, len(test), seed=seed, level=level, resamples=resamples)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float],
+    count: int,
+    *,
+    seed: int,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of samples, which is given the indices of each draw.
+
+    Draws on which it is not a finite number are left out.
+
+    Raises:
+        InternalError: There are no samples, or no draw has a finite statistic.
+    """
     generator = np.random.default_rng(seed)
-    differences = []
-    for _ in range(resamples):
-        drawn = generator.integers(len(test), size=len(test))
-        differences.append(total([test[i] for i in drawn]) - total([reference[i] for i in drawn]))
-    found = np.asarray(differences)[np.isfinite(differences)]
+    draws = (statistic(generator.integers(count, size=count)) for _ in range(resamples if count else 0))
+    found = np.fromiter((d for d in draws if math.isfinite(d)), dtype=np.float64)
     if found.size == 0:
         raise InternalError("no draw has a score", code="EQ-Z021")
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])

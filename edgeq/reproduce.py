@@ -6,13 +6,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgeq.artifact import Artifact, Manifest, describe_files
 from edgeq.build import build_scheme
 from edgeq.bundle import BundleParts, write_artifact_files
-from edgeq.config import ExportConfig
-from edgeq.errors import DataError, ModelError
+from edgeq.errors import DataError
+from edgeq.origin import recorded_config, require_same_weights
 from edgeq.progress import Progress
 from edgeq.session import Stages, prepare
 
@@ -51,13 +50,12 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
         DataError: The calibration images are not found, or are others.
     """
     manifest = Artifact.open(folder).manifest
-    config = _config(manifest, folder, inputs)
+    config = recorded_config(manifest, folder, inputs)
     stages = Stages(progress)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
         session = prepare(config, Path(scratch), stages)
-        _same_inputs(
-            manifest, session.adapter.loaded.weights_sha256, [i.sha256 for i in session.samples.calibration_items]
-        )
+        require_same_weights(manifest, session.adapter)
+        _require_same_items(manifest, [i.sha256 for i in session.samples.calibration_items])
         candidate, _ = build_scheme(session, manifest.scheme, Path(scratch), stages)
         rebuilt = Path(scratch) / "bundle"
         rebuilt.mkdir()
@@ -72,36 +70,7 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
     )
 
 
-def _config(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | None]) -> ExportConfig:
-    """The recorded configuration with today's paths."""
-    values: dict[str, Any] = {**manifest.config, "data": None}
-    for name in ("model", "weights", "calib"):
-        if inputs.get(name) is not None:
-            values[name] = str(inputs[name])
-        elif name in manifest.input_files:
-            values[name] = str(_find(manifest.input_files[name], folder, name))
-    return ExportConfig.from_dict(values)
-
-
-def _find(recorded: str, folder: Path, option: str) -> Path:
-    for place in (Path.cwd(), folder, folder.parent):
-        if (place / recorded).exists():
-            return place / recorded
-    raise ModelError(
-        f"{recorded} is neither here nor beside the bundle",
-        code="EQ-M002",
-        place=recorded,
-        hint=f"edgeq reproduce {folder} --{option} PATH",
-    )
-
-
-def _same_inputs(manifest: Manifest, weights: str, items: list[str]) -> None:
-    if weights != manifest.weights_sha256:
-        raise ModelError(
-            "the model is another one: its weights have a different hash",
-            code="EQ-M023",
-            hint=f"the manifest wants sha256 {manifest.weights_sha256[:16]}...",
-        )
+def _require_same_items(manifest: Manifest, items: list[str]) -> None:
     if items != [item["sha256"] for item in manifest.calibration]:
         raise DataError(
             "the calibration images are others than the manifest lists",

@@ -12,6 +12,7 @@ import numpy as np
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
 from edgeq.data import Item, Source, split
+from edgeq.degrade import MIX_SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
 from edgeq.errors import DataError, UsageError
 from edgeq.metrics import bootstrap_totals
@@ -30,6 +31,9 @@ class Samples:
         calibration_index: Chosen items of the source.
         held_out_index: Items of the source kept for fidelity.
         held_out: Their network inputs.
+        conditions: What about half of the calibration items are degraded by, one drawn for each, where that is asked
+            for.
+        seed: Of the degradations.
     """
 
     source: Source[Any]
@@ -37,6 +41,8 @@ class Samples:
     calibration_index: tuple[int, ...]
     held_out_index: tuple[int, ...]
     held_out: list[Arrays]
+    conditions: tuple[Condition, ...] = ()
+    seed: int = 0
 
     @property
     def calibration_items(self) -> list[Item]:
@@ -48,10 +54,23 @@ class Samples:
         """The items that fidelity is measured on."""
         return [self.source.items[i] for i in self.held_out_index]
 
-    def calibration(self) -> Iterator[Arrays]:
-        """Network inputs of the calibration items, one at a time."""
+    def condition(self, index: int) -> Condition | None:
+        """What calibration item `index` of the source is degraded by, if it is."""
+        random = np.random.default_rng([self.seed, index])  # of the item, so that a part of them is mixed alike
+        if not self.conditions or random.random() < 0.5:
+            return None
+        return self.conditions[int(random.integers(len(self.conditions)))]
+
+    def calibration(self, *, degraded: bool = False) -> Iterator[Arrays]:
+        """Network inputs of the calibration items, one at a time.
+
+        Args:
+            degraded: Half of them as their `condition` leaves them.
+        """
         for index in self.calibration_index:
-            yield self.adapter.inputs(self.source.read(index))
+            sample = self.source.read(index)
+            condition = self.condition(index) if degraded else None
+            yield self.adapter.inputs(sample if condition is None else condition.of(sample, self.seed, index))
 
 
 @dataclass(frozen=True)
@@ -112,7 +131,11 @@ def collect_samples(config: ExportConfig, adapter: ModelAdapter) -> Samples:
     held_out = min(HELD_OUT, max(1, len(source) // 4))
     chosen, kept = split(source, calibration=config.samples, holdout=held_out, seed=config.seed)
     inputs = [adapter.inputs(source.read(i)) for i in kept]
-    return Samples(source, adapter, chosen, kept, inputs)
+    conditions: tuple[Condition, ...] = ()
+    if config.degrade != "none":
+        kind = kind_of(source.read(chosen[0]), source.place)
+        conditions = parse_conditions(config.degrade, MIX_SEVERITIES, kind)
+    return Samples(source, adapter, chosen, kept, inputs, conditions, config.seed)
 
 
 def open_labelled(config: ExportConfig, adapter: ModelAdapter, samples: Samples) -> Source[Any] | None:
@@ -123,7 +146,7 @@ def open_labelled(config: ExportConfig, adapter: ModelAdapter, samples: Samples)
     """
     if config.data is None:
         return None
-    source = adapter.open(config.data, "evaluation")
+    source = adapter.open(config.data, "evaluation").for_classes(adapter.loaded.classes)
     if any(item.label is None for item in source.items):
         raise DataError(
             f"{config.data} carries no labels",

@@ -201,12 +201,17 @@ def require_same_function(before: fx.GraphModule, after: fx.GraphModule, sample:
             )
 
 
-def batches_of(samples: Samples, limit: int | None = None) -> Callable[[], Iterator[tuple[torch.Tensor, ...]]]:
-    """The calibration inputs as tensors, as often as they are asked for; at most `limit`, evenly spread."""
+def batches_of(
+    samples: Samples, limit: int | None = None, *, degraded: bool = False
+) -> Callable[[], Iterator[tuple[torch.Tensor, ...]]]:
+    """The calibration inputs as tensors, as often as they are asked for; at most `limit`, evenly spread.
+
+    Ranges and transforms come from clean samples: degraded ones leave ranges as they are or shrink them.
+    """
 
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         stride = 1 if limit is None else max(1, -(-len(samples.calibration_index) // limit))
-        for sample in islice(samples.calibration(), 0, None, stride):
+        for sample in islice(samples.calibration(degraded=degraded), 0, None, stride):
             yield tuple(torch.from_numpy(a) for a in sample)
 
     return batches

@@ -60,6 +60,7 @@ _PATH = click.Path(path_type=Path)
     help="Then learn roundings for so long (static, integer).",
 )
 @click.option("--learn-steps", type=int, metavar="N", help="The same as steps per block; repeatable to the byte.")
+@click.option("--degrade", metavar="NAMES", help="Round weights on samples half of which are degraded: mix, or names.")
 @click.option(
     "--min-sqnr-db", type=float, metavar="DB", help="Floor of the median fidelity to float (default 20; detectors 6)."
 )

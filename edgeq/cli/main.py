@@ -16,7 +16,21 @@ from typing import TextIO
 import click
 
 from edgeq import __version__
-from edgeq.cli import compare, completion, devices, doctor, explain, export, init, inspect, methods, models, reproduce
+from edgeq.cli import (
+    compare,
+    completion,
+    devices,
+    doctor,
+    explain,
+    export,
+    init,
+    inspect,
+    methods,
+    models,
+    report,
+    reproduce,
+    validate,
+)
 from edgeq.cli.console import Console, Talk
 from edgeq.cli.failure import Stopped, as_edgeq_error
 from edgeq.cli.options import HELP_NAMES, EdgeqGroup, kept_options, run_options, talk_from, talk_options
@@ -65,7 +79,9 @@ cli = EdgeqGroup(
 )
 for _command in (
     export.export,
+    validate.validate,
     compare.compare,
+    report.report,
     inspect.inspect,
     reproduce.reproduce,
     models.models,

@@ -7,8 +7,8 @@ say nothing about photos or speech.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -60,6 +60,31 @@ class Source(Generic[Sample]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def for_classes(self, names: Sequence[str] | None) -> Source[Sample]:
+        """The same samples with labels as a model counts its classes: by name where both name the same ones.
+
+        Args:
+            names: The model's classes in its order; None where it has none or does not know them.
+
+        Raises:
+            DataError: EQ-D059 when an index has no class in the model.
+        """
+        if names is None or not all(isinstance(item.label, int) for item in self.items):
+            return self
+        if self.classes and sorted(names) == sorted(self.classes):
+            index = [list(names).index(name) for name in self.classes]
+            items = tuple(replace(item, label=index[item.label]) for item in self.items)
+            return replace(self, items=items, classes=tuple(names))
+        beyond = next((item for item in self.items if not 0 <= item.label < len(names)), None)
+        if beyond is not None:
+            raise DataError(
+                f"{beyond.id} has label {beyond.label}, and the model knows {len(names)} classes",
+                code="EQ-D059",
+                place=self.place,
+                hint="name the class folders as the model does (`labels` in a manifest.json), or check the labels",
+            )
+        return self
 
     def read(self, index: int) -> Sample:
         """Item `index`, decoded.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,3 +43,21 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         return Done(code, *capsys.readouterr())
 
     return call
+
+
+FAST = ["--device", "rpi", "--scheme", "dynamic", "--runs", "300"]
+
+
+def edgeq(*words: str | Path, cwd: Path, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own."""
+    command = [sys.executable, "-m", "edgeq", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with the bundle of `vit_nano` for the Raspberry Pi below it, and the summary of its export."""
+    cwd = tmp_path_factory.mktemp("export")
+    done = edgeq("export", "vit_nano", *FAST, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd, json.loads(done.stdout)

@@ -9,25 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from edgeq.artifact import Artifact
 from edgeq.devices.litert import LiteRtModel
-
-FAST = ["--device", "rpi", "--scheme", "dynamic", "--runs", "300"]
-
-
-def edgeq(*words: str | Path, cwd: Path, timeout: int = 280) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edgeq", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    cwd = tmp_path_factory.mktemp("export")
-    done = edgeq("export", "vit_nano", *FAST, "--json", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return cwd, json.loads(done.stdout)
+from tests.cli.conftest import FAST, edgeq
 
 
 def test_json_is_the_contract(exported: tuple[Path, dict[str, Any]]) -> None:

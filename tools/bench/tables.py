@@ -18,7 +18,10 @@ import method_tables  # beside this file
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
-DOCUMENTS = (README, *(README.parent / "docs" / name for name in ("methods.md", "families/yolo.md")))
+DOCUMENTS = (
+    README,
+    *(README.parent / "docs" / name for name in ("methods.md", "robustness.md", "families/yolo.md")),
+)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -180,6 +183,35 @@ def budgets_table() -> str:
     return "\n".join(lines)
 
 
+def robustness_table() -> str:
+    """What conditions cost float, and what quantization adds to it, with both kinds of calibration."""
+    path = RESULTS / "robustness.json"
+    cases: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = [
+        "| model | condition | float | file | extra loss, points (95 %) | the same, calibrated with `--degrade mix` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, case in cases.items():
+        plain, mixed = case["clean"], case["mixed"]
+        unit = f"{plain['metric']}, n={plain['n']}"
+        pairs = zip((plain["clean"], *plain["degraded"]), (mixed["clean"], *mixed["degraded"]), strict=True)
+        for with_clean, with_mix in pairs:
+            severity = with_clean["severity"]
+            name = f"{with_clean['name']} {severity}" if severity else f"clean ({unit})"
+            scores = [f"{with_clean[side]:.1f}" for side in ("float", "quantized")]
+            found = [_extra(with_clean), _extra(with_mix)] if severity else ["", f"file {with_mix['quantized']:.1f}"]
+            lines.append("| " + " | ".join([label, name, *scores, *found]) + " |")
+    return "\n".join(lines)
+
+
+def _extra(outcome: dict[str, Any]) -> str:
+    if outcome["extra_drop"] is None:
+        return "-"
+    low, high = outcome["extra_drop_interval"]
+    text = f"{outcome['extra_drop']:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
 def _accuracy_cell(row: dict[str, Any] | None, goal: float) -> str:
     if row is None:
         return "-"
@@ -228,6 +260,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "vit_accuracy": vit_accuracy_table,
     "budgets": budgets_table,
     "yolo": yolo_table,
+    "robustness": robustness_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from edgeq.errors import DataError, InternalError, ModelError, UsageError
+from edgeq.errors import InternalError, ModelError, UsageError
+from edgeq.journal import Journal
 from edgeq.progress import Advance
 
 Key = TypeVar("Key")
@@ -50,7 +50,7 @@ def measured(
     wanted = [(name, bits) for name, offered in widths.items() for bits in offered]
     if not wanted:
         raise UsageError("there is no tensor to measure", code="EQ-U246", hint="name at least one tensor and width")
-    known = {} if journal is None else _open_journal(journal, key)
+    known = Journal(_SCHEMA, key, journal)
     result: dict[tuple[str, int], float] = {}
     for name, bits in wanted:
         if (name, bits) not in known:
@@ -63,10 +63,7 @@ def measured(
                     hint=f"leave {bits} bits out for this tensor",
                 )
             known[name, bits] = value
-            if journal is not None:
-                with journal.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([name, bits, value]) + "\n")
-        result[name, bits] = known[name, bits]
+        result[name, bits] = float(known[name, bits])
         if progress is not None:
             progress(1)
     return result
@@ -143,32 +140,3 @@ def _comparable(reference: Tensor, test: Tensor) -> bool:
             hint="check the model and its preprocessing with the float runtime",
         )
     return bool(torch.isfinite(test).all())
-
-
-def _open_journal(path: Path, key: str) -> dict[tuple[str, int], float]:
-    """Finished measurements; starts the file if there is none, and drops a last line that was cut short."""
-    raw = path.read_bytes() if path.exists() else b""
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if not whole:
-        path.write_text(json.dumps({"schema": _SCHEMA, "key": key}) + "\n", encoding="utf-8")
-        return {}
-    try:
-        header, *rows = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-        found = {(str(name), int(bits)): float(value) for name, bits, value in rows}
-        belongs = header["schema"] == _SCHEMA and header["key"] == key
-    except (KeyError, TypeError, ValueError) as error:
-        raise _bad_journal(path, f"damaged: {error}") from error
-    if not belongs:
-        raise _bad_journal(path, "measured with another model, other data or other settings")
-    if len(whole) < len(raw):
-        path.write_bytes(whole)
-    return found
-
-
-def _bad_journal(path: Path, cause: str) -> DataError:
-    return DataError(
-        f"the journal of measurements cannot be used: {cause}",
-        code="EQ-D240",
-        place=str(path),
-        hint="delete the file to measure again, or name another one",
-    )

@@ -1,0 +1,15 @@
+"""What goes wrong between the world and the network: degradations of images and of recordings, by severity."""
+
+from edgeq.degrade.base import SEVERITIES, Condition, Degradation, kind_of
+from edgeq.degrade.table import DEGRADATIONS, MIX_SEVERITIES, SETS, parse_conditions
+
+__all__ = [
+    "DEGRADATIONS",
+    "MIX_SEVERITIES",
+    "SETS",
+    "SEVERITIES",
+    "Condition",
+    "Degradation",
+    "kind_of",
+    "parse_conditions",
+]

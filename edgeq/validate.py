@@ -1,0 +1,394 @@
+"""A bundle on clean and on degraded data, beside the float model it was made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeq.artifact import Artifact
+from edgeq.cache import cache_key, work_folder
+from edgeq.candidate import Arrays
+from edgeq.data import Source
+from edgeq.degrade import SEVERITIES, Condition, kind_of, parse_conditions
+from edgeq.devices import open_model
+from edgeq.errors import ModelError, UsageError
+from edgeq.journal import Journal
+from edgeq.metrics import bootstrap, bootstrap_totals, sqnr_db
+from edgeq.models.base import Metric, ModelAdapter
+from edgeq.origin import float_model
+from edgeq.progress import Progress
+
+CLEAN = "clean"
+FIDELITY = "SQNR"
+EXTRA_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class ValidationRequest:
+    """What to validate on and what to insist on.
+
+    Args:
+        data: Samples; with labels the task metric is measured, without them the fidelity to float.
+        degrade: Degradations, see `edgeq.degrade.parse_conditions`; `none` for clean data only.
+        severities: For degradations that are named without one.
+        limit: Items at most.
+        max_drop: Largest loss against float, in units of the metric, on clean data and under every condition.
+        max_extra_drop: Largest relative loss through a degradation beyond float's own, in points.
+        min_sqnr_db: Smallest median fidelity, without labels.
+        seed: Of degradations and intervals.
+        threads: Of the runtime.
+    """
+
+    data: Path
+    degrade: str = "all"
+    severities: tuple[int, ...] = (1, 3, 5)
+    limit: int | None = None
+    max_drop: float | None = None
+    max_extra_drop: float | None = None
+    min_sqnr_db: float | None = None
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.severities or not set(self.severities) <= set(SEVERITIES):
+            raise UsageError(
+                f"severities {', '.join(map(str, self.severities)) or 'none'}: they are 1 to 5",
+                code="EQ-U750",
+                place="--severity",
+                hint="--severity 1,3,5",
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one condition does.
+
+    Args:
+        name: `clean`, or the degradation.
+        severity: 0 on clean data.
+        float_score: Metric of the float model; None for fidelity.
+        quantized_score: Metric of the artifact, or median fidelity in dB.
+        worst_item: Item on which both differ most, or the least faithful one; empty where both agree on all.
+        worst_fidelity: Its fidelity in dB, without labels.
+        agreement: How far both agree on an item, on average; None without labels.
+        interval: 95 % paired bootstrap interval of artifact minus float.
+        relative_drop: Loss against clean data in percent, of float and of the artifact.
+        extra_drop: Difference of these two: what quantization adds.
+        extra_interval: Its 95 % paired bootstrap interval.
+    """
+
+    name: str
+    severity: int
+    float_score: float | None
+    quantized_score: float
+    worst_item: str
+    worst_fidelity: float | None = None
+    agreement: float | None = None
+    interval: tuple[float, float] | None = None
+    relative_drop: tuple[float, float] | None = None
+    extra_drop: float | None = None
+    extra_interval: tuple[float, float] | None = None
+
+    @property
+    def label(self) -> str:
+        """`clean` or `name:severity`."""
+        return f"{self.name}:{self.severity}" if self.severity else self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        relative = self.relative_drop
+        return {
+            "name": self.name,
+            "severity": self.severity,
+            "float": _rounded(self.float_score),
+            "quantized": _rounded(self.quantized_score),
+            "difference_interval": _pair(self.interval),
+            "relative_drop": None if relative is None else {"float": relative[0], "quantized": relative[1]},
+            "extra_drop": _rounded(self.extra_drop),
+            "extra_drop_interval": _pair(self.extra_interval),
+            "agreement": _rounded(self.agreement),
+            "worst_item": self.worst_item,
+            "worst_sqnr_db": _rounded(self.worst_fidelity),
+        }
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All conditions, and what missed a gate.
+
+    Args:
+        artifact: The bundle.
+        metric: Name of the metric.
+        unit: Its unit.
+        higher_is_better: False for errors.
+        n: Items.
+        outcomes: Clean first.
+        request: What was asked for.
+        missed: Reasons, empty when every gate passed.
+    """
+
+    artifact: Path
+    metric: str
+    unit: str
+    higher_is_better: bool
+    n: int
+    outcomes: tuple[Outcome, ...]
+    request: ValidationRequest
+    missed: tuple[str, ...] = ()
+
+    def loss(self, outcome: Outcome) -> float | None:
+        """What the artifact loses against float under the same condition; positive is worse."""
+        if outcome.float_score is None:
+            return None
+        lost = outcome.float_score - outcome.quantized_score
+        return lost if self.higher_is_better else -lost
+
+    @property
+    def worst(self) -> Outcome:
+        """The condition with the largest loss, or with the least fidelity."""
+        return max(self.outcomes, key=lambda o: -o.quantized_score if (lost := self.loss(o)) is None else lost)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contract `edgeq.validate/1`."""
+        clean, *degraded = self.outcomes
+        request = self.request
+        return {
+            "schema": "edgeq.validate/1",
+            "ok": not self.missed,
+            "artifact": str(self.artifact),
+            "metric": self.metric,
+            "unit": self.unit,
+            "higher_is_better": self.higher_is_better,
+            "n": self.n,
+            "seed": request.seed,
+            "clean": clean.to_dict(),
+            "degraded": [o.to_dict() for o in degraded],
+            "worst": {**self.worst.to_dict(), "drop": _rounded(self.loss(self.worst))},
+            "gate": {
+                "max_drop": request.max_drop,
+                "max_extra_drop": request.max_extra_drop,
+                "min_sqnr_db": request.min_sqnr_db,
+                "passed": not self.missed,
+                "missed": list(self.missed),
+            },
+        }
+
+
+def validate(
+    folder: Path, inputs: Mapping[str, Path | None], request: ValidationRequest, progress: Progress
+) -> Validation:
+    """Run a bundle and its float model on clean and degraded data.
+
+    Every item is kept as soon as it is measured, so that the same call after an interruption continues.
+
+    Args:
+        folder: The bundle.
+        inputs: Where to find `model` and `weights` now, see `edgeq.origin.recorded_config`.
+        request: Data, conditions and gates.
+        progress: Where to show the stages.
+
+    Raises:
+        EdgeqError: The bundle, its model or the data cannot be used.
+    """
+    artifact = Artifact.open(folder)
+    artifact.verify_files()
+    with progress.step("load"):
+        adapter = float_model(artifact.manifest, artifact.folder, inputs)
+        source = adapter.open(request.data, "evaluation").for_classes(adapter.loaded.classes)
+        count = min(len(source), request.limit or len(source))
+        conditions = _conditions(request, source)
+        probe = Probe(adapter, source, artifact.model_file, request)
+        _require_judgeable(request, probe.labelled)
+    journal = _journal(artifact, source, count, request)
+    names = [CLEAN, *(c.name for c in conditions)]
+    with progress.step("validate", count * len(names)) as advance:
+        for name, condition in zip(names, (None, *conditions), strict=True):
+            for index in range(count):
+                if (name, index) not in journal:
+                    journal[name, index] = probe.records(index, condition)
+                advance(1)
+    with progress.step("intervals", len(conditions)) as advance:
+        records = {name: [journal[name, i] for i in range(count)] for name in names}
+        clean = _outcome(adapter.metric, source, None, records[CLEAN], None, request, probe.labelled)
+        outcomes = [clean]
+        for condition in conditions:
+            outcomes.append(
+                _outcome(
+                    adapter.metric,
+                    source,
+                    condition,
+                    records[condition.name],
+                    records[CLEAN],
+                    request,
+                    probe.labelled,
+                )
+            )
+            advance(1)
+    metric = adapter.metric if probe.labelled else Metric(FIDELITY, "dB")
+    result = Validation(folder, metric.name, metric.unit, metric.higher_is_better, count, tuple(outcomes), request)
+    return _gated(result)
+
+
+@dataclass
+class Probe:
+    """Float model and artifact, asked about one item under one condition.
+
+    Args:
+        adapter: The family, with the float graph.
+        source: Samples.
+        model_file: The artifact's model.
+        request: Seed and threads.
+    """
+
+    adapter: ModelAdapter
+    source: Source[Any]
+    model_file: Path
+    request: ValidationRequest
+    labelled: bool = field(init=False)
+    quantized: Callable[..., Arrays] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labelled = all(item.label is not None for item in self.source.items)
+        self.quantized = open_model(self.model_file, threads=self.request.threads).run
+
+    def records(self, index: int, condition: Condition | None) -> list[Any]:
+        """What is noted of float and artifact; without labels their distance in dB is all there is.
+
+        Raises:
+            ModelError: EQ-M750 when an output is not finite.
+        """
+        sample, item = self.source.read(index), self.source.items[index]
+        if condition is not None:
+            sample = condition.of(sample, self.request.seed, index)
+        arrays = self.adapter.inputs(sample)
+        reference, found = self._float(arrays), self.quantized(*arrays)
+        for who, outputs in (("float model", reference), ("artifact", found)):
+            if not all(np.isfinite(o).all() for o in outputs):
+                name = CLEAN if condition is None else condition.name
+                raise ModelError(
+                    f"the {who} answers NaN or infinity on {item.id} ({name})",
+                    code="EQ-M750",
+                    place=item.id,
+                    hint="look at the item; if it is sound, export again with another --scheme",
+                )
+        if not self.labelled:
+            distances = [sqnr_db(a, b) for a, b in zip(reference, found, strict=True)]
+            return [None, min(distances)]
+        return [self.adapter.judge(outputs, sample, item.label) for outputs in (reference, found)]
+
+    @torch.no_grad()
+    def _float(self, arrays: Arrays) -> Arrays:
+        return tuple(o.numpy() for o in self.adapter.loaded.graph(*map(torch.from_numpy, arrays)))
+
+
+def _require_judgeable(request: ValidationRequest, labelled: bool) -> None:
+    asked = {"max_drop": request.max_drop, "max_extra_drop": request.max_extra_drop}
+    if labelled:
+        asked = {"min_sqnr_db": request.min_sqnr_db}
+    for name, value in asked.items():
+        if value is not None:
+            needs = "no labels, with which the metric counts" if labelled else "labels"
+            raise UsageError(
+                f"--{name.replace('_', '-')} needs data with {needs}",
+                code="EQ-U753",
+                place=str(request.data),
+                hint="use --max-drop for labelled and --min-sqnr-db for unlabelled data",
+            )
+
+
+def _conditions(request: ValidationRequest, source: Source[Any]) -> tuple[Condition, ...]:
+    if request.degrade == "none":
+        return ()
+    kind = kind_of(source.read(0), source.place)
+    return parse_conditions(request.degrade, request.severities, kind)
+
+
+def _journal(artifact: Artifact, source: Source[Any], count: int, request: ValidationRequest) -> Journal:
+    items = [[item.sha256, repr(item.label)] for item in source.items[:count]]
+    files = sorted((f["path"], f["sha256"]) for f in artifact.manifest.files)
+    key = cache_key("validate", [list(f) for f in files], artifact.manifest.weights_sha256, items, request.seed)
+    folder = work_folder("validate")
+    return Journal("edgeq.validate/1", key, None if folder is None else folder / f"{key}.jsonl")
+
+
+def _outcome(
+    metric: Metric,
+    source: Source[Any],
+    condition: Condition | None,
+    records: Sequence[Any],
+    clean: Sequence[Any] | None,
+    request: ValidationRequest,
+    labelled: bool,
+) -> Outcome:
+    name, severity = (CLEAN, 0) if condition is None else (condition.degradation.name, condition.severity)
+    reference, found = ([r[side] for r in records] for side in (0, 1))
+    if not labelled:
+        worst = int(np.argmin(found))
+        return Outcome(name, severity, None, float(np.median(found)), source.items[worst].id, found[worst])
+    alike = [float(metric.alike(a, b)) for a, b in zip(reference, found, strict=True)]
+    outcome = Outcome(
+        name,
+        severity,
+        metric.total(reference),
+        metric.total(found),
+        source.items[int(np.argmin(alike))].id if min(alike) < 1 else "",
+        agreement=float(np.mean(alike)),
+        interval=bootstrap_totals(found, reference, metric.total, seed=request.seed, resamples=metric.resamples),
+    )
+    return outcome if clean is None else _with_extra(outcome, metric, records, clean, request.seed)
+
+
+def _with_extra(outcome: Outcome, metric: Metric, records: Sequence[Any], clean: Sequence[Any], seed: int) -> Outcome:
+    """The outcome with relative losses, where clean scores allow them."""
+    sign = 1 if metric.higher_is_better else -1
+
+    def relative(side: int, drawn: Sequence[int]) -> float:
+        before, after = (metric.total([rows[i][side] for i in drawn]) for rows in (clean, records))
+        return sign * 100 * (before - after) / before if before else math.nan
+
+    def extra(drawn: NDArray[np.int64]) -> float:
+        return relative(1, list(drawn)) - relative(0, list(drawn))
+
+    everything = range(len(records))
+    of_float, of_artifact = relative(0, everything), relative(1, everything)
+    if not (math.isfinite(of_float) and math.isfinite(of_artifact)):
+        return outcome
+    draws = min(EXTRA_RESAMPLES, metric.resamples)
+    interval = bootstrap(extra, len(records), seed=seed, resamples=draws)
+    return replace(
+        outcome,
+        relative_drop=(round(of_float, 4), round(of_artifact, 4)),
+        extra_drop=of_artifact - of_float,
+        extra_interval=interval,
+    )
+
+
+def _gated(result: Validation) -> Validation:
+    request, missed = result.request, []
+    for outcome in result.outcomes:
+        where = outcome.label
+        lost = result.loss(outcome)
+        if request.max_drop is not None and lost is not None and lost > request.max_drop:
+            missed.append(f"{where}: {result.metric} falls by {lost:.2f}, more than --max-drop {request.max_drop:g}")
+        extra, limit = outcome.extra_drop, request.max_extra_drop
+        if limit is not None and extra is not None and extra > limit:
+            missed.append(f"{where}: {extra:.2f} points beyond float's own loss, more than --max-extra-drop {limit:g}")
+        floor = request.min_sqnr_db
+        if floor is not None and outcome.float_score is None and outcome.quantized_score < floor:
+            missed.append(f"{where}: {outcome.quantized_score:.1f} dB, less than --min-sqnr-db {floor:g}")
+    return replace(result, missed=tuple(missed))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), 4)
+
+
+def _pair(values: tuple[float, float] | None) -> list[float] | None:
+    return None if values is None else [round(v, 4) for v in values]
