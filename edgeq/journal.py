@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgeq.errors import DataError, InternalError
+from edgeq.errors import DataError
 
 Name = tuple[str, int]
 """What a result is called: of what, and which."""
@@ -77,42 +74,3 @@ def _unusable(path: Path, cause: str) -> DataError:
         place=str(path),
         hint="delete the file to measure again, or name another one",
     )
-
-
-def to_plain(value: Any) -> Any:
-    """A record as JSON: numbers, texts, arrays, sequences and mappings, nested at will, in a dataclass or not.
-
-    Raises:
-        InternalError: EQ-Z751 for anything else.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"record": [to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]}
-    if isinstance(value, np.ndarray):
-        return {"array": value.tolist(), "dtype": value.dtype.str, "shape": list(value.shape)}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {"mapping": [[to_plain(k), to_plain(v)] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise InternalError(f"a {type(value).__name__} cannot be kept in a journal", code="EQ-Z751")
-
-
-def from_plain(data: Any, record: type | None = None) -> Any:
-    """Inverse of `to_plain`; sequences come back as lists.
-
-    Args:
-        data: From `to_plain`, through JSON.
-        record: The dataclass that records are of.
-    """
-    if isinstance(data, list):
-        return [from_plain(v, record) for v in data]
-    if not isinstance(data, dict):
-        return data
-    if "record" in data and record is not None:
-        return record(*(from_plain(v, record) for v in data["record"]))
-    if "array" in data:
-        return np.array(data["array"], dtype=np.dtype(data["dtype"])).reshape(data["shape"])
-    return {from_plain(k, record): from_plain(v, record) for k, v in data["mapping"]}

@@ -20,7 +20,7 @@ from edgeq.data import Source
 from edgeq.degrade import SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
 from edgeq.errors import DataError, ModelError, UsageError
-from edgeq.journal import Journal, from_plain, to_plain
+from edgeq.journal import Journal
 from edgeq.metrics import bootstrap_scores, percentile_interval, sqnr_db
 from edgeq.models.base import Composite, Metric, ModelAdapter, Networks, judge_sample, parts_of
 from edgeq.origin import float_model
@@ -218,9 +218,9 @@ def validate(
         for name, condition in zip(names, (None, *conditions), strict=True):
             for index in range(count):
                 if (name, index) not in journal:
-                    journal[name, index] = to_plain(probe.records(index, condition))
+                    journal[name, index] = probe.records(index, condition)
                 advance(1)
-    records = {name: [from_plain(journal[name, i], model.metric.record) for i in range(count)] for name in names}
+    records = {name: [probe.restored(journal[name, i]) for i in range(count)] for name in names}
     outcomes: list[Outcome] = []
     clean: Scored | None = None
     with progress.step("intervals", len(names)) as advance:
@@ -298,7 +298,7 @@ class Probe:
         }
 
     def records(self, index: int, condition: Condition | None) -> list[Any]:
-        """What is noted of float and artifact; without labels their distance in dB is all there is.
+        """What is noted of float and artifact, as plain data; without labels their distance in dB is all there is.
 
         Raises:
             ModelError: EQ-M750 when an output is not finite.
@@ -312,10 +312,15 @@ class Probe:
             for who, networks in self._sides.items()
         ]
         if isinstance(self.model, Composite) or self.labelled:
-            return [judge_sample(self.model, networks, sample, item.label) for networks in sides]
+            judged = (judge_sample(self.model, networks, sample, item.label) for networks in sides)
+            return [self.model.metric.to_plain(record) for record in judged]
         arrays = self.model.inputs(sample)
         reference, found = (networks[""](*arrays) for networks in sides)
         return [None, min(sqnr_db(a, b) for a, b in zip(reference, found, strict=True))]
+
+    def restored(self, kept: Sequence[Any]) -> list[Any]:
+        """Records of float and artifact as the metric takes them, from what `records` gave."""
+        return [self.model.metric.from_plain(record) for record in kept] if self.labelled else list(kept)
 
 
 @torch.no_grad()
@@ -436,13 +441,14 @@ def _with_extra(outcome: Outcome, metric: Metric, scored: Scored, clean: Scored)
             for before, after in zip(clean.totals, scored.totals, strict=True)
         )
         drawn = [sign * (before - after) / before for before, after in zip(clean.draws, scored.draws, strict=True)]
+        extra = drawn[1] - drawn[0]
     if not (math.isfinite(of_float) and math.isfinite(of_artifact)):
         return outcome
     return replace(
         outcome,
         relative_drop=(round(of_float, 4), round(of_artifact, 4)),
         extra_drop=of_artifact - of_float,
-        extra_interval=percentile_interval(drawn[1] - drawn[0]),
+        extra_interval=percentile_interval(extra) if np.isfinite(extra).any() else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -94,7 +94,7 @@ class Metric:
         higher_is_better: False for errors.
         alike: Agreement of two models' records of one sample, 0 to 1.
         resamples: Draws of the bootstrap interval; few where `total` takes long.
-        record: Dataclass of the records, None where they are numbers.
+        record: Flat dataclass of the records; None where they are plain data (numbers, texts, lists, mappings).
     """
 
     name: str
@@ -104,6 +104,14 @@ class Metric:
     alike: Callable[[Any, Any], float] = operator.eq
     resamples: int = RESAMPLES
     record: type | None = None
+
+    def to_plain(self, record: Any) -> Any:
+        """A record as plain data, which a journal can keep."""
+        return record if self.record is None else astuple(record)
+
+    def from_plain(self, data: Any) -> Any:
+        """Inverse of `to_plain`."""
+        return data if self.record is None else self.record(*data)
 
 
 class ModelAdapter(Protocol):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,23 +23,18 @@ LIMIT = 100
 RESAMPLES = 100
 """Draws of the bootstrap: a score takes a tenth of a second."""
 
+OVERLAPS = 10
+"""From .50 to .95."""
+
 MATCH = 0.5
 """Overlap from which two networks are said to show the same thing."""
 
 _EVERYTHING = [0, 1e10]
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """What a detector said about one photo.
-
-    Args:
-        shown: Boxes `(n, 6)` that a user would see: corners, score, class.
-        matches: Result of pycocotools by class, for the classes that are in the truth or were found.
-    """
-
-    shown: NDArray[np.float32]
-    matches: Mapping[int, Any]
+Judged: TypeAlias = dict[str, Any]
+"""What a detector said about one photo, in the types of JSON: `shown`, boxes `[left, top, right, bottom, score, class]`
+that a user would see, and `matches`, what `COCOeval.accumulate` reads, by class."""
 
 
 def judge_boxes(
@@ -71,8 +65,22 @@ def judge_boxes(
     _limit(run.params)
     with contextlib.redirect_stdout(io.StringIO()):
         run.evaluate()
-    matches = {kind: entry for kind, entry in zip(kinds, run.evalImgs, strict=True) if entry is not None}
-    return Judged(found[found[:, 4] >= score], matches)
+    matches = {str(kind): _plain(entry) for kind, entry in zip(kinds, run.evalImgs, strict=True) if entry is not None}
+    return {"shown": found[found[:, 4] >= score].tolist(), "matches": matches}
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the score needs of one photo and class; matches are yes or no, since numbers of boxes say nothing here."""
+    found = {name: np.asarray(entry[name], dtype=bool).astype(int).tolist() for name in ("dtMatches", "dtIgnore")}
+    return {**found, "dtScores": [float(s) for s in entry["dtScores"]], "gtIgnore": [int(g) for g in entry["gtIgnore"]]}
+
+
+def _arrays(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Inverse of `_plain`, as far as pycocotools wants arrays."""
+    if entry is None:
+        return None
+    shape = (OVERLAPS, len(entry["dtScores"]))
+    return {k: np.asarray(v).reshape(shape) if k in ("dtMatches", "dtIgnore") else v for k, v in entry.items()}
 
 
 def mean_average_precision(records: Sequence[Judged], overlaps: slice = slice(None)) -> float:
@@ -83,13 +91,13 @@ def mean_average_precision(records: Sequence[Judged], overlaps: slice = slice(No
         overlaps: Which of the ten overlaps; `slice(1)` for .50 alone.
     """
     evaluation, _ = _pycocotools()
-    kinds = sorted({k for r in records for k, m in r.matches.items() if len(m["gtIds"])})
+    kinds = sorted({k for r in records for k, m in r["matches"].items() if m["gtIgnore"]}, key=int)
     if not kinds:
         return float("nan")
     run = evaluation(iouType="bbox")
-    run.params.catIds, run.params.imgIds = kinds, list(range(len(records)))
+    run.params.catIds, run.params.imgIds = [int(k) for k in kinds], list(range(len(records)))
     _limit(run.params)
-    run.evalImgs = [record.matches.get(kind) for kind in kinds for record in records]
+    run.evalImgs = [_arrays(record["matches"].get(kind)) for kind in kinds for record in records]
     run._paramsEval = run.params
     with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
@@ -102,16 +110,17 @@ def same_boxes(reference: Judged, test: Judged) -> float:
 
     Boxes match when they are of one class and overlap by half; each is matched once, the surest first.
     """
-    if len(reference.shown) + len(test.shown) == 0:
+    first, second = (np.asarray(r["shown"], dtype=np.float32).reshape(-1, 6) for r in (reference, test))
+    if len(first) + len(second) == 0:
         return 1.0
-    free = np.ones(len(reference.shown), dtype=bool)
+    free = np.ones(len(first), dtype=bool)
     matched = 0
-    for row in test.shown:
-        common = overlap(row[:4], reference.shown[:, :4]) * (free & (reference.shown[:, 5] == row[5]))
+    for row in second:
+        common = overlap(row[:4], first[:, :4]) * (free & (first[:, 5] == row[5]))
         if len(common) and common.max() >= MATCH:
             free[int(common.argmax())] = False
             matched += 1
-    return 2 * matched / (len(reference.shown) + len(test.shown))
+    return 2 * matched / (len(first) + len(second))
 
 
 def _rows(found: NDArray[np.float32]) -> list[tuple[list[float], float, int]]:

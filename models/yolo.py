@@ -25,7 +25,7 @@ from edgeq.errors import ModelError, UsageError
 from edgeq.graph.heads import by_size, cut_at, prediction_layers
 from edgeq.graph.rewrite import shape_of
 from edgeq.models.base import LoadedModel, Metric, ModelRequest
-from edgeq.models.coco import RESAMPLES, Judged, judge_boxes, mean_average_precision, same_boxes
+from edgeq.models.coco import RESAMPLES, judge_boxes, mean_average_precision, same_boxes
 from edgeq.models.coco_names import COCO
 from edgeq.spec import Preprocess
 
@@ -45,7 +45,7 @@ _GREY = 114
 class YoloAdapter:
     """The YOLO family for one loaded model."""
 
-    metric = Metric("mAP50-95", "%", total=mean_average_precision, alike=same_boxes, resamples=RESAMPLES, record=Judged)
+    metric = Metric("mAP50-95", "%", total=mean_average_precision, alike=same_boxes, resamples=RESAMPLES)
     sample_file = None
 
     def __init__(self, loaded: LoadedModel) -> None:

@@ -411,6 +411,8 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {item['text']}")
         for entry in item.get("top", []):
             print(f"  {entry['probability']:6.1%}  {entry['label']}")
+        if item.get("boxes") == []:
+            print("  nothing found")
         for entry in item.get("boxes", []):
             print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.1f}" for v in entry["corners"]))
         for entry in item.get("outputs", []):

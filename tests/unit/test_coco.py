@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ def test_records_of_photos_make_the_score_of_all(seed: int) -> None:
     data = photos(seed, 12)
     records = [judge_boxes(found, truth, 0.25) for found, truth in data]
     assert mean_average_precision(records) == pytest.approx(whole(data))
+    assert json.loads(json.dumps(records)) == records  # so that a journal can keep them
     twice = [data[i] for i in (0, 3, 3, 3, 7, 9)]  # as the bootstrap draws
     assert mean_average_precision([records[i] for i in (0, 3, 3, 3, 7, 9)]) == pytest.approx(whole(twice))
 
@@ -81,7 +83,7 @@ def test_agreement_is_of_what_is_shown() -> None:
     boxes = np.array([[0, 0, 10, 10, 0.9, 1], [50, 50, 80, 60, 0.4, 2], [0, 0, 5, 5, 0.1, 1]], np.float32)
     moved, other = boxes + np.float32([1, 0, 1, 0, 0, 0]), boxes + np.float32([0, 0, 0, 0, 0, 1])
     first, near, wrong, none = (judge_boxes(b, [], 0.25) for b in (boxes, moved, other, boxes[:0]))
-    assert len(first.shown) == 2
+    assert len(first["shown"]) == 2
     assert same_boxes(first, near) == 1
     assert same_boxes(first, wrong) == 0
     assert same_boxes(first, judge_boxes(boxes[:1], [], 0.25)) == pytest.approx(2 / 3)

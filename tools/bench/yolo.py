@@ -102,8 +102,8 @@ def measure(job: Job, file: Path, folders: list[Path], scratch: Path) -> dict[st
 def figures(adapter: Any, records: tuple[list[Any], list[Any]], labelled: bool) -> dict[str, Any]:
     """Scores over the records of both halves."""
     exact, quantized = records
-    both = [sum(len(r.shown) for r in side) for side in records]
-    shown = [adapter.metric.alike(a, b) for a, b in zip(exact, quantized, strict=True) if len(a.shown) or len(b.shown)]
+    both = [sum(len(r["shown"]) for r in side) for side in records]
+    shown = [adapter.metric.alike(a, b) for a, b in zip(exact, quantized, strict=True) if a["shown"] or b["shown"]]
     found = {
         "photos": len(exact),
         "boxes": both,
