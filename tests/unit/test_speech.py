@@ -81,7 +81,7 @@ class Adapter:
     """Recordings as they are."""
 
     sample_file = None
-    loaded = SimpleNamespace(name="made up")
+    loaded = SimpleNamespace(name="made up", classes=None)
 
     def open(self, path: Path, role: Any) -> Any:
         return open_speech(path, role=role, decode=read)
