@@ -39,10 +39,16 @@ class Case:
 
 
 _CIFAR = ("--data", "{data}/cifar10/test.npz", "--degrade", "qrid,noise:3,blur:3,dark:2")
+_PHOTOS = ("--calib", "{data}/yolo/images", "--samples", "32", "--runs", "15")
+_OF_QRID = "noise_low,noise_med,blur_med,jpeg_heavy"
 CASES = {
     "vit_nano W8A8": Case(("vit_nano", "--device", "rpi", "--scheme", "integer", "--runs", "15"), _CIFAR),
     "vit_nano W4A8": Case(
         ("vit_nano", "--device", "rpi", "--scheme", "integer", "--bits", "w4a8", "--runs", "15"), _CIFAR
+    ),
+    "yolox_nano W8A8": Case(
+        ("{data}/yolo/yolox_nano.onnx", "--family", "yolo", "--device", "x86", "--scheme", "static", *_PHOTOS),
+        ("--model", "{data}/yolo/yolox_nano.onnx", "--data", "{data}/yolo", "--degrade", _OF_QRID),
     ),
 }
 
