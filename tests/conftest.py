@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# How long a machine takes says nothing about the code: a busy one must not fail a property.
-settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long a machine takes says nothing about the code: a busy one must not fail a property. The same examples in every
+# run: one commit has one verdict. `make fuzz` looks for new ones.
+settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("fuzz", parent=settings.get_profile("edgeq"), derandomize=False, print_blob=True)
 settings.load_profile("edgeq")
 
 
