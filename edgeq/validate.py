@@ -21,9 +21,9 @@ from edgeq.degrade import SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
 from edgeq.errors import DataError, ModelError, UsageError
 from edgeq.journal import Journal
-from edgeq.metrics import bootstrap_scores, percentile_interval, sqnr_db
+from edgeq.metrics import bootstrap_scores, percentile_interval, points_lost, sqnr_db
 from edgeq.models.base import Composite, Metric, ModelAdapter, Networks, judge_sample, parts_of
-from edgeq.origin import float_model
+from edgeq.origin import float_model, open_whole
 from edgeq.progress import Progress
 
 CLEAN = "clean"
@@ -151,8 +151,7 @@ class Validation:
         """What the artifact loses against float under the same condition; positive is worse."""
         if outcome.float_score is None:
             return None
-        lost = outcome.float_score - outcome.quantized_score
-        return lost if self.higher_is_better else -lost
+        return points_lost(outcome.float_score, outcome.quantized_score, higher_is_better=self.higher_is_better)
 
     @property
     def worst(self) -> Outcome:
@@ -202,7 +201,8 @@ def validate(
     Raises:
         EdgeqError: The bundle, its model or the data cannot be used.
     """
-    artifact = _open_whole(folder)
+    artifact = open_whole(folder, "edgeq validate {} --data PATH")
+    artifact.verify_files()
     with progress.step("load"):
         model = float_model(artifact.manifest, artifact.folder, inputs)
         first = next(iter(parts_of(model).values()))
@@ -245,19 +245,6 @@ def validate(
             request,
         )
     )
-
-
-def _open_whole(folder: Path) -> Artifact:
-    artifact = Artifact.open(folder)
-    artifact.verify_files()
-    if "network" in artifact.manifest.model:
-        raise UsageError(
-            f"{folder.name} is one network of a model",
-            code="EQ-U754",
-            place=str(folder),
-            hint=f"edgeq validate {folder.parent} --data PATH",
-        )
-    return artifact
 
 
 @dataclass

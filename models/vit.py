@@ -23,6 +23,7 @@ from edgeq.hashing import file_sha256
 from edgeq.models import MODELS
 from edgeq.models.base import LoadedModel, Metric, ModelRequest
 from edgeq.models.checkpoint import load_into, load_state_dict
+from edgeq.models.image_onnx import import_image_network
 from edgeq.models.reference import CLASSES, PREPROCESS, REFERENCE
 from edgeq.spec import Preprocess
 
@@ -162,19 +163,8 @@ def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
 
 
 def _load_onnx(path: Path, family: str) -> VitAdapter:
-    from edgeq.graph.onnx_import import import_onnx
-    from edgeq.graph.parity import check_parity
-
-    imported = import_onnx(path)
-    shape = imported.input_shapes[0]
-    if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
-        raise ModelError(
-            f"{family} takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
-            code="EQ-M008",
-            place=path.name,
-            hint="edgeq models lists the families and what they take",
-        )
-    report = check_parity(imported, path, seed=0)
+    imported, error = import_image_network(path, family)
+    _, _, rows, columns = imported.input_shapes[0]
     loaded = LoadedModel(
         name=path.stem,
         family=family,
@@ -182,11 +172,11 @@ def _load_onnx(path: Path, family: str) -> VitAdapter:
         input_names=imported.input_names,
         input_shapes=imported.input_shapes,
         output_names=imported.output_names,
-        preprocess=Preprocess(shape[2], shape[3]),
+        preprocess=Preprocess(rows, columns),
         weights_sha256=imported.sha256,
         classes=None,
         source=path.name,
-        import_error=report.max_rel_error,
+        import_error=error,
     )
     return VitAdapter(loaded)
 
