@@ -73,7 +73,7 @@ def test_c_on_this_machine(program: Artifact) -> None:
     assert set(found) >= VERIFY and found["schema"] == "edgeq.verify/1"
     assert (found["exact"], found["max_lsb"], found["vectors"], found["passed"]) == (True, 0, 4, True)
     profile = device.profile(program, 20).to_dict()
-    assert set(profile) == PROFILE and profile["unit"] == "ms" and profile["runs"] == 20
+    assert set(profile) >= PROFILE and profile["unit"] == "ms" and profile["runs"] == 20
     assert profile["p50"] <= profile["p90"] <= profile["p99"]
     assert sum(layer["share"] for layer in profile["layers"]) == pytest.approx(1, abs=0.02)
     assert json.loads(json.dumps(profile)) == profile
@@ -107,7 +107,7 @@ def test_model_files_on_this_machine(tflite: Artifact) -> None:
     assert set(found) >= VERIFY and found["exact"] and found["passed"] and found["max_lsb"] is None
     assert found["agreement"] == 1
     profile = open_device("local", threads=1).profile(tflite, 5).to_dict()
-    assert set(profile) == PROFILE and profile["runs"] == 5 and profile["layers"] == []
+    assert set(profile) >= PROFILE and profile["runs"] == 5 and profile["layers"] == []
     assert any("not timed" in note for note in profile["notes"])
 
 
@@ -127,12 +127,12 @@ def test_openvino_tells_the_time_of_its_layers(vino: Artifact) -> None:
 
 
 def test_addresses_and_artifacts_must_fit(tflite: Artifact) -> None:
-    for address, code in (("ssh://pi", "EQ-U602"), ("qemu://", "EQ-U602"), ("", "EQ-U602"), ("qemu://x", "EQ-U601")):
+    for address, code in (("ssh://-x", "EQ-U870"), ("qemu://", "EQ-U602"), ("", "EQ-U602"), ("qemu://x", "EQ-U601")):
         with pytest.raises(UsageError) as refused:
             open_device(address)
         assert refused.value.code == code
     with pytest.raises(UsageError) as refused:
-        open_device(FORMS[1]).verify(tflite)
+        open_device(FORMS[2]).verify(tflite)
     assert refused.value.code == "EQ-U603"
 
 
