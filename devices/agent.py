@@ -38,6 +38,7 @@ MAX_REQUEST = 1 << 22
 CACHE_BYTES, CACHE_DAYS = 1 << 30, 30
 SPARE_BYTES = 1 << 24  # a full disk makes other programs of the device fail
 COUNTED_RUNS = 10
+WARM_MS = 200  # caches, branch predictors and a governor's clock
 _KEY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -378,8 +379,10 @@ def profile(port: Port, request: dict[str, Any]) -> dict[str, Any]:
         model.invoke()
         first_ms = 1e3 * (time.perf_counter() - first)
         before, joules = sensors.state(), sensors.energy()
-        times = _Times(port)
-        latency = timing.measure(model.invoke, runs=request["runs"], max_seconds=request["seconds"], observe=times.add)
+        times, warmup = _Times(port), max(3, min(500, int(WARM_MS / first_ms)))
+        latency = timing.measure(
+            model.invoke, runs=request["runs"], warmup=warmup, max_seconds=request["seconds"], observe=times.add
+        )
         after, used = sensors.state(), sensors.energy()
         peak, outputs = sensors.resident(peak=True), model.loaded.results()
         against = _against(request, model, timing)
@@ -393,8 +396,8 @@ def profile(port: Port, request: dict[str, Any]) -> dict[str, Any]:
         "first_ms": round(first_ms, 3),
         "memory": {"peak_rss": peak, "before_load": before_load},
         "state": {"before": before, "after": after},
-        # Three warm-up runs lie between the readings too.
-        "energy": sensors.spent(joules, used, latency.runs + 3),
+        # The warm-up lies between the readings too.
+        "energy": sensors.spent(joules, used, latency.runs + warmup),
         "output": _output(run, expected, outputs),
         "census": census,
         "layers": layers,

@@ -6,6 +6,7 @@ computer that is reached in another way is a `edgeq.devices.link.Transport`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +51,7 @@ def open_device(
     python: str = "python3",
     wait: float = WAIT_SECONDS,
     seconds: float = MEASURE_SECONDS,
+    waiting: Callable[[str], None] = lambda holder: None,
 ) -> Device:
     """The device that an address means.
 
@@ -59,28 +61,33 @@ def open_device(
         python: The interpreter of a device over ssh.
         wait: Seconds to wait for another profiler to end.
         seconds: Longest measurement.
+        waiting: Told who is waited for.
 
     Raises:
         UsageError: EQ-U602 for no such kind of device, EQ-U601 for no such machine, EQ-U870 for a wrong address.
     """
     kind, _, place = address.partition("://")
     if address == "local":
-        return LocalDevice(threads, wait, seconds)
+        return LocalDevice(Computer(LocalTransport(), threads, wait, seconds, waiting=waiting))
     if kind == "qemu" and place:
         return EmulatedDevice(machine_named(place))
     if kind == ssh.SCHEME:
-        return Computer(ssh.SshTransport(ssh.Address.parse(address), python), threads, wait, seconds)
+        return Computer(ssh.SshTransport(ssh.Address.parse(address), python), threads, wait, seconds, waiting=waiting)
     message = f"no device is called {address!r}"
     raise UsageError(message, code="EQ-U602", place="--on", hint=f"one of: {', '.join(FORMS)}")
 
 
 class LocalDevice:
-    """This machine: model files by their runtime, C by its compiler."""
+    """This machine: model files by their runtime, C by its compiler.
+
+    Args:
+        computer: What runs model files.
+    """
 
     name = "local"
 
-    def __init__(self, threads: int = 1, wait: float = WAIT_SECONDS, seconds: float = MEASURE_SECONDS) -> None:
-        self._computer = Computer(LocalTransport(), threads, wait, seconds)
+    def __init__(self, computer: Computer) -> None:
+        self._computer = computer
 
     def verify(self, artifact: Artifact) -> Verification:
         """See `Device`.

@@ -25,6 +25,7 @@ WAIT_SECONDS = 60.0
 MEASURE_SECONDS = 10.0
 DRIFTED = 0.03
 NOISY = 1.2
+WRONG_DB = 10.0
 _PACKAGES = {"tflite": "ai-edge-litert", "openvino": "openvino", "onnx": "onnxruntime"}
 _WHEELS = {"x86_64", "amd64", "aarch64", "arm64"}
 _C_SUFFIX = ".intgraph"
@@ -63,6 +64,7 @@ class Computer:
         wait: Seconds to wait for another profiler to end.
         seconds: Longest measurement.
         timed: Whether its time means anything; an emulator's does not.
+        waiting: Told who is waited for.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class Computer:
         wait: float = WAIT_SECONDS,
         seconds: float = MEASURE_SECONDS,
         timed: bool = True,
+        waiting: Callable[[str], None] = lambda holder: None,
     ) -> None:
         self.name = transport.name
-        self.waiting: Callable[[str], None] = lambda holder: None
+        self._waiting = waiting
         self._transport, self._threads = transport, threads
         self._wait, self._seconds, self._timed = wait, seconds, timed
 
@@ -132,11 +135,15 @@ class Computer:
         finally:
             self._transport.close()
 
+    def abort(self) -> None:
+        """End what runs there, from another thread."""
+        self._transport.close()
+
     def clean(self) -> dict[str, int]:
         """Remove every artifact that was stored there; returns how many, and their bytes. Raises as `verify`."""
         try:
             with Link(self._transport) as link:
-                link.lock(self._wait, self.waiting)
+                link.lock(self._wait, self._waiting)
                 removed: dict[str, int] = link.ask("clean")
                 return removed
         finally:
@@ -155,7 +162,7 @@ class Computer:
         try:
             with Link(self._transport) as link:
                 _check_runtime(link.hello, SUFFIXES[suffix], self.name)
-                why = link.lock(self._wait, self.waiting) if self._timed else None
+                why = link.lock(self._wait, self._waiting) if self._timed else None
                 yield link, [why] if why else []
         finally:
             self._transport.close()
@@ -183,7 +190,8 @@ class Computer:
         notes = ("no milliseconds: an emulator's time says nothing about a board", "instructions are not counted")
         details = {"output": found["output"], "census": found["census"]}
         nothing = {"p50": None, "p90": None, "p99": None, "runs": 0}
-        return self._profile(artifact, nothing, environment, notes, details, found["memory"])
+        profile = self._profile(artifact, nothing, environment, notes, details, found["memory"])
+        return replace(profile, unit="instructions")
 
     def _profile(
         self,
@@ -235,7 +243,11 @@ def findings(latency: Mapping[str, Any], state: Mapping[str, Any], output: Mappi
         said.append(f"noisy: one run in ten takes {ratio:.1f} times the median or more; other programs may run")
     drift = latency["drift"]
     if drift is not None and abs(drift) > DRIFTED:
-        way = "slower: it gets warm, or something else began" if drift > 0 else "faster: it had not warmed up"
+        way = (
+            "slower: it gets warm, or something else began"
+            if drift > 0
+            else "faster: the clock rose, or something else ended"
+        )
         said.append(f"drifting: the last third of the runs is {abs(100 * drift):.0f} % {way}")
     throttled = {moment: state[moment]["throttled"] for moment in ("before", "after")}
     said += [f"throttled {moment} the runs: {', '.join(held)}" for moment, held in throttled.items() if held]
@@ -244,8 +256,8 @@ def findings(latency: Mapping[str, Any], state: Mapping[str, Any], output: Mappi
         said.append(f"the clock is governed by {before['governor']!r}: short runs may see a low clock")
     if before["celsius"] is not None and after["celsius"] is not None and after["celsius"] - before["celsius"] >= 5:
         said.append(f"it warmed from {before['celsius']:.0f} to {after['celsius']:.0f} °C")
-    if output["sqnr_db"] is not None and output["sqnr_db"] < 10:
-        said.append(f"what was timed gives other results ({output['sqnr_db']:.1f} dB): run `edgeq verify` there")
+    if not output["exact"] and (output["sqnr_db"] or -1) < WRONG_DB:
+        said.append("what was timed gives other results than the golden vectors: run `edgeq verify` there")
     return said
 
 

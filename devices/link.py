@@ -349,8 +349,7 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 def _needed(artifact: Artifact) -> list[dict[str, Any]]:
     """The files that running an artifact takes: model, manifest, golden vectors."""
-    stem = artifact.model_file.stem
-    own = [f["path"] for f in artifact.manifest.files if f["path"].startswith(f"{stem}.")]
+    own = [f["path"] for f in artifact.model_entries]
     return [
         {"path": path, "bytes": (file := artifact.folder / path).stat().st_size, "sha256": file_sha256(file)}
         for path in sorted({*own, MANIFEST, GOLDEN_INPUTS, GOLDEN_EXPECTED})
