@@ -261,14 +261,18 @@ def _receive(source: BinaryIO, path: Path, file: dict[str, Any]) -> None:
         while left:
             block = source.read(min(left, 1 << 16))
             if not block:
-                raise DeviceError("the connection ended before the file did", code="EQ-X873", place=file["path"])
+                raise _mangled("the connection ended before the file did", file)
             digest.update(block)
             target.write(block)
             left -= len(block)
         target.flush()
         os.fsync(target.fileno())
     if digest.hexdigest() != file["sha256"]:
-        raise DeviceError("the file that arrived is not the one that was sent", code="EQ-X873", place=file["path"])
+        raise _mangled("the file that arrived is not the one that was sent", file)
+
+
+def _mangled(what: str, file: dict[str, Any]) -> DeviceError:
+    return DeviceError(what, code="EQ-X873", place=file["path"], hint="run the command again")
 
 
 def tidy(budget: int) -> None:
@@ -323,6 +327,8 @@ def load(place: dict[str, str], threads: int) -> tuple[Any, dict[str, Any], Any]
         _import_runtime(Path(run.model_entry(manifest)["path"]).suffix)
         return run, manifest, run.Model(manifest, threads, folder)
     except run.Failure as failure:
+        if "key" in place:  # whatever became of it since it was stored: it is sent again next time
+            shutil.rmtree(folder, ignore_errors=True)
         raise _failed(failure) from failure
 
 
@@ -346,7 +352,7 @@ def _failed(failure: Any) -> EdgeqError:
     message, _, hint = str(failure).partition("\n  try: ")
     if failure.code == 4:
         return MissingError(message, code="EQ-P872", hint=hint)
-    return DeviceError(message, code="EQ-X878", hint=hint or "run `edgeq verify` with `--on local`")
+    return DeviceError(message, code="EQ-X878", hint=hint or "run the command again, or with `--on local`")
 
 
 def _pip(packages: str) -> str:

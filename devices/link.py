@@ -288,7 +288,7 @@ class Link:
         """File descriptors that are ready; what there is to read has been read."""
         left = deadline - time.monotonic()
         ready = {int(key.fd) for key, _ in self._selector.select(max(left, 0))}
-        if not ready and left <= 0:
+        if left <= 0:
             message = "the device does not answer in time"
             hint = "look whether it is busy or stuck: `edgeq doctor --device ADDRESS`"
             raise DeviceError(message, code="EQ-X877", place=self._transport.name, hint=hint)

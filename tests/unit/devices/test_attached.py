@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino
 import pytest
 
 from edgeq import firmware
-from edgeq.artifact import Artifact, describe_files, write_golden, write_json
-from edgeq.devices import open_model
+from edgeq.artifact import Artifact
 from edgeq.devices.attached import FORMS, EmulatedDevice, open_device
 from edgeq.devices.cortex_m import missing_tools
 from edgeq.devices.host import missing_compiler
 from edgeq.errors import MissingError, UsageError
 from edgeq.exporters.c.memory import memory_of
 from edgeq.graph.intgraph.file import save
-from tests.unit.artifact.conftest import MANIFEST
+from tests.unit.devices.conftest import finish
 from tests.unit.graph.intgraphs import SmallAttention, lowered, noise
 
 PROFILE = {"schema", "ok", "device", "unit", "p50", "p90", "p99", "runs", "layers", "memory", "environment", "notes"}
 VERIFY = {"schema", "ok", "device", "vectors", "exact", "max_lsb", "layers", "passed"}
-
-
-def finish(folder: Path, model: str, inputs: list[Any], memory: dict[str, Any] | None, **changes: Any) -> Artifact:
-    """The files that make a folder with a model a bundle."""
-    runtime = open_model(folder / model)
-    write_golden(folder, inputs, [runtime.run(*sample) for sample in inputs])
-    write_json(folder / "evidence.json", {"candidates": [{"file": {"memory": memory}}]})
-    manifest = replace(MANIFEST, files=tuple(describe_files(folder)), **changes)
-    write_json(folder / "manifest.json", manifest.to_dict())
-    return Artifact.open(folder)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +34,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     inputs = [tuple(x.numpy() for x in sample) for sample in samples]
     firmware.write_firmware(folder, "small", folder / "model.intgraph", inputs)
     return finish(folder, "model.intgraph", inputs, asdict(memory_of(graph)), target="cortex-m4")
-
-
-@pytest.fixture
-def tflite(tiny_int8: Path, tmp_path: Path) -> Artifact:
-    shutil.copyfile(tiny_int8, tmp_path / "model.tflite")
-    inputs = [(a,) for a in np.random.default_rng(0).normal(size=(4, 1, 3, 8, 8)).astype(np.float32)]
-    return finish(tmp_path, "model.tflite", inputs, None)
 
 
 @pytest.fixture
