@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeq.artifact import Artifact
 from edgeq.devices import ssh
+from edgeq.devices.arm64 import BOARDS, Arm64Transport
 from edgeq.devices.base import LayerCost
 from edgeq.devices.computer import MEASURE_SECONDS, WAIT_SECONDS, Computer, LocalTransport
 from edgeq.devices.cortex_m import MACHINES, machine_named, run_emulated
@@ -26,7 +27,12 @@ from edgeq.errors import UsageError
 from edgeq.graph.intgraph.file import load
 
 C_FOLDER, C_SUFFIX = "c", ".intgraph"
-FORMS = ("local", ssh.FORM, *(f"qemu://{machine.board}" for machine in MACHINES.values()))
+FORMS = (
+    "local",
+    ssh.FORM,
+    *(f"qemu://{board}" for board in BOARDS),
+    *(f"qemu://{machine.board}" for machine in MACHINES.values()),
+)
 """What `--on` takes."""
 
 HOST_RUNS = 50
@@ -69,6 +75,8 @@ def open_device(
     kind, _, place = address.partition("://")
     if address == "local":
         return LocalDevice(Computer(LocalTransport(), threads, wait, seconds, waiting=waiting))
+    if kind == "qemu" and place in BOARDS:
+        return Computer(Arm64Transport(place), threads, wait, seconds, timed=False)
     if kind == "qemu" and place:
         return EmulatedDevice(machine_named(place))
     if kind == ssh.SCHEME:

@@ -10,9 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from edgeq.errors import InputError
+from edgeq.places import state_dir
 
 FILE = "profiles.sqlite"
 SHOWN = 8
@@ -55,7 +54,7 @@ class Entry:
 
 def history_file() -> Path:
     """Where the profiles are kept."""
-    return platformdirs.user_state_path("edgeq") / FILE
+    return state_dir() / FILE
 
 
 def entry(artifact: str, profile: Mapping[str, Any], runtime: str) -> Entry | None:

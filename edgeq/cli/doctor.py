@@ -10,7 +10,6 @@ from importlib import metadata
 from typing import Literal
 
 import click
-import platformdirs
 
 from edgeq.cli.console import Console
 from edgeq.cli.devices import complete_device
@@ -20,6 +19,7 @@ from edgeq.devices.base import Target
 from edgeq.devices.cortex_m import missing_tools
 from edgeq.devices.environment import environment, runtimes
 from edgeq.devices.host import missing_compiler
+from edgeq.places import state_dir
 
 Status = Literal["ok", "missing", "broken", "info"]
 
@@ -98,7 +98,7 @@ def _machine() -> Iterator[Check]:
     yield Check("cpu", "info", f"{cpu['model']}, {machine['cores']} cores usable; {' '.join(cpu['isa']) or 'no flags'}")
     memory = machine["ram_mb"]
     yield Check("memory", "info", "unknown" if memory is None else f"{memory / 1024:.1f} GiB")
-    yield Check("crash reports", "info", str(platformdirs.user_state_path("edgeq")))
+    yield Check("crash reports", "info", str(state_dir()))
 
 
 def _packages(console: Console, target: Target | None, quick: bool) -> Iterator[Check]:
