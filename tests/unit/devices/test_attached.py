@@ -13,7 +13,7 @@ import pytest
 
 from edgeq import firmware
 from edgeq.artifact import Artifact
-from edgeq.devices.attached import FORMS, EmulatedDevice, open_device
+from edgeq.devices.attached import EmulatedDevice, open_device
 from edgeq.devices.cortex_m import missing_tools
 from edgeq.devices.host import missing_compiler
 from edgeq.errors import MissingError, UsageError
@@ -104,7 +104,7 @@ def test_model_files_may_differ_within_the_limits(tflite: Artifact) -> None:
 
 def test_openvino_tells_the_time_of_its_layers(vino: Artifact) -> None:
     profile = open_device("local").profile(vino, 5).to_dict()
-    assert profile["layers"] and all(layer["value"] > 0 for layer in profile["layers"])
+    assert profile["layers"] and all(layer["value"] >= 0 for layer in profile["layers"])
 
 
 def test_addresses_and_artifacts_must_fit(tflite: Artifact) -> None:
@@ -113,7 +113,7 @@ def test_addresses_and_artifacts_must_fit(tflite: Artifact) -> None:
             open_device(address)
         assert refused.value.code == code
     with pytest.raises(UsageError) as refused:
-        open_device(FORMS[2]).verify(tflite)
+        open_device("qemu://mps2-an386").verify(tflite)
     assert refused.value.code == "EQ-U603"
 
 
