@@ -18,6 +18,7 @@ from edgeq.devices.arm64 import BOARDS, missing_board
 from edgeq.devices.cortex_m import MACHINES, missing_tools
 from edgeq.devices.ssh import CONFIG
 
+_SETTING = re.compile(r"(\w*)[\s=]*(.*)")
 MAX_DEPTH = 8  # of files that a configuration includes, as ssh has no more
 # Makers of boards and of debug probes, by their USB number.
 _MAKERS: Mapping[str, str] = MappingProxyType(
@@ -76,7 +77,7 @@ def _hosts(config: Path, depth: int) -> Iterator[str]:
     except OSError:
         return
     for line in lines:
-        key, _, rest = line.strip().replace("=", " ", 1).partition(" ")
+        key, rest = _SETTING.findall(line.strip())[0]
         words = rest.replace('"', "").split()
         if key.lower() == "host":
             yield from (w for w in words if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", w))
