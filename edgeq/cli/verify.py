@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +109,8 @@ def verify(console: Console, artifact: Path, on: str, **way: Any) -> int:
     elif found.exact:
         said = "every value equal"
     else:
-        median, worst = (-math.inf if (v := result["sqnr_db"][k]) is None else v for k in ("median", "worst"))
-        said = f"SQNR median {median:.1f} dB, worst {worst:.1f} dB"
+        quality = result["sqnr_db"]
+        said = f"SQNR median {quality['median']:.1f} dB, worst {quality['worst']:.1f} dB"
         said += "" if result["agreement"] is None else f", same class in {100 * result['agreement']:.0f} %"
     console.result(f"{name} on {found.device}: {found.vectors} golden vectors, {said}")
     console.result("passed" if found.passed else "FAILED")
