@@ -38,6 +38,7 @@ MAX_REQUEST = 1 << 22
 CACHE_BYTES, CACHE_DAYS = 1 << 30, 30
 SPARE_BYTES = 1 << 24  # a full disk makes other programs of the device fail
 COLD_RUNS, COUNTED_SECONDS = 3, 1.0
+MEASURED_SECONDS = 2.0  # neighbours come and go in seconds: a median of less is settled, and another one next time
 WARM_MS = 200  # caches, branch predictors and a governor's clock
 _KEY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = ".partial"
@@ -387,7 +388,12 @@ def profile(port: Port, request: dict[str, Any]) -> dict[str, Any]:
         before, joules = sensors.state(), sensors.energy()
         times, warmup = _Times(port), max(3, min(500, int(WARM_MS / first_ms)))
         latency = timing.measure(
-            model.invoke, runs=request["runs"], warmup=warmup, max_seconds=request["seconds"], observe=times.add
+            model.invoke,
+            runs=request["runs"],
+            warmup=warmup,
+            max_seconds=request["seconds"],
+            min_seconds=MEASURED_SECONDS,
+            observe=times.add,
         )
         after, used = sensors.state(), sensors.energy()
         peak, outputs = sensors.resident(peak=True), model.loaded.results()
@@ -437,13 +443,15 @@ class _Times:
     def __init__(self, port: Port) -> None:
         self._port = port
         self._new: list[float] = []
-        self._sent = time.perf_counter()
+        self._since = 0.0
 
     def add(self, seconds: float) -> None:
-        self._new.append(round(1e3 * seconds, 6))
-        if time.perf_counter() - self._sent > PARTIAL_SECONDS:
-            self._port.send("times", ms=self._new)
-            self._new, self._sent = [], time.perf_counter()
+        """Keep one; it is called between timed runs, and does as little as it can."""
+        self._new.append(seconds)
+        self._since += seconds
+        if self._since > PARTIAL_SECONDS:
+            self._port.send("times", ms=[round(1e3 * s, 6) for s in self._new])
+            self._new, self._since = [], 0.0
 
 
 def _against(request: dict[str, Any], model: Any, timing: Any) -> dict[str, Any] | None:

@@ -176,11 +176,12 @@ def measure(
     max_seconds: float = 10.0,
     width: float = 0.02,
     clock: Clock = time.perf_counter,
+    min_seconds: float = MIN_SECONDS,
     observe: Callable[[float], None] | None = None,
 ) -> Latency:
     """Time one model; the arguments are those of `paired_latency`, with the interval of the median in `auto`.
 
-    `observe` is given the seconds of each run, between that run and the next.
+    `auto` goes on for `min_seconds` at least. `observe` is given the seconds of each run before the next.
 
     Raises:
         UsageError: EQ-U041 for fewer than one run or a time limit that is not positive.
@@ -190,7 +191,7 @@ def measure(
     for _ in range(warmup):
         run()
     seconds: list[float] = []
-    looks = _Looks(width, clock)
+    looks = _Looks(width, clock, min_seconds)
     while len(seconds) < limit:
         seconds.append(_once(run, clock))
         if observe is not None:
@@ -249,15 +250,16 @@ def _narrow(values: NDArray[np.floating[Any]], width: float) -> bool:
 class _Looks:
     """When to look at the interval: at growing distances, since looking after every run would stop at lucky ones."""
 
-    def __init__(self, width: float, clock: Clock) -> None:
+    def __init__(self, width: float, clock: Clock, min_seconds: float = MIN_SECONDS) -> None:
         self.width = width
+        self.min_seconds = min_seconds
         self.clock = clock
         self.start = clock()
         self.next = MIN_RUNS
 
     def settled(self, values: NDArray[np.floating[Any]]) -> bool:
         """Whether it is time to look and the interval is narrow."""
-        if len(values) < self.next or self.clock() - self.start < MIN_SECONDS:
+        if len(values) < self.next or self.clock() - self.start < self.min_seconds:
             return False
         self.next = math.ceil(1.2 * len(values))
         return _narrow(values, self.width)
