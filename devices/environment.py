@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,11 @@ def runtimes() -> tuple[Runtime, ...]:
         Runtime(name, package, _version(package), _findable(module), f"pip install {package}")
         for name, package, module in _RUNTIMES
     )
+
+
+def runtime_version(format_: str, packages: Mapping[str, str]) -> str:
+    """Package and version of the runtime of a format among installed packages; empty where there is none."""
+    return next((f"{p} {packages[p]}" for name, p, _ in _RUNTIMES if name == format_ and p in packages), "")
 
 
 @dataclass(frozen=True)

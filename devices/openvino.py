@@ -8,13 +8,13 @@ always given: as the file asks (`runtime_options` of its meta data), else full f
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeq.devices.base import Array, ExecutedOp, Execution, LayerCost
+from edgeq.devices.base import Array, ExecutedOp, Execution
 from edgeq.errors import DataError, DeviceError, MissingError, ModelError, UsageError
 
 DEFAULTS: Mapping[str, str] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -36,7 +36,6 @@ class OpenVinoModel:
     Args:
         path: The `.xml`; its `.bin` lies beside it.
         threads: Threads of the runtime, at least 1.
-        counting: Measure the time of every executed node, which slows the whole down.
 
     Raises:
         UsageError: EQ-U400 for fewer than one thread.
@@ -44,7 +43,7 @@ class OpenVinoModel:
         ModelError: EQ-M401 when the file cannot be read or OpenVINO refuses it.
     """
 
-    def __init__(self, path: str | Path, threads: int = 1, counting: bool = False) -> None:
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}", code="EQ-U400", hint="use --threads 1")
         self.threads = threads
@@ -59,7 +58,6 @@ class OpenVinoModel:
             model = core.read_model(str(path))
             self.settings = {**DEFAULTS, **_options(model)}
             options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **self.settings}
-            options.update({"PERF_COUNT": "YES"} if counting else {})
             self._compiled = core.compile_model(model, "CPU", options)
             self._request = self._compiled.create_infer_request()
             self.shapes = tuple(tuple(int(n) for n in port.shape) for port in self._compiled.inputs)
@@ -108,17 +106,6 @@ class OpenVinoModel:
             message = f"OpenVINO failed while running: {' '.join(str(error).split())[:400]}"
             raise DeviceError(message, code="EQ-X400", place=self._place, hint="run `edgeq doctor`") from error
 
-    def costs(self, *arrays: Array, runs: int = 10) -> tuple[LayerCost, ...]:
-        """Milliseconds of every executed node in the fastest of some runs; needs `counting`. Raises as `run`."""
-        self.prepare(*arrays)
-        best: list[Any] = []
-        for _ in range(runs):
-            self.invoke()
-            nodes = [n for n in self._request.profiling_info if n.real_time.total_seconds() > 0]
-            if not best or _total(nodes) < _total(best):
-                best = nodes
-        return tuple(LayerCost(n.node_name, n.node_type, n.real_time.total_seconds() * 1e3) for n in best)
-
     def execution(self) -> Execution:
         """What OpenVINO executes: the nodes of its compiled graph, each with the operations it was fused from."""
         ops = []
@@ -140,10 +127,6 @@ class OpenVinoModel:
             ops.append(ExecutedOp(node.get_friendly_name(), kind, kernel, integer, covers))
         conversions = sum(op.op in _CONVERTERS for op in ops)
         return Execution(tuple(ops), 1, conversions, dict(self.settings))
-
-
-def _total(nodes: Sequence[Any]) -> float:
-    return float(sum(node.real_time.total_seconds() for node in nodes))
 
 
 def _idle(node: Any) -> bool:

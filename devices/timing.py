@@ -13,18 +13,22 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import DeviceError, UsageError
 
-Runs: TypeAlias = Literal["auto"] | int
+if TYPE_CHECKING:  # this file also runs on devices with Python 3.9
+    from typing import TypeAlias
+
+Runs: TypeAlias = "Literal['auto'] | int"
 Clock: TypeAlias = Callable[[], float]
 
 MIN_RUNS = 15
 MAX_RUNS = 2000
+DRIFT_RUNS = 18  # six in each third, the fewest that have a 95 % interval
 MIN_SECONDS = 0.3  # so that a frequency ramp or one neighbour's burst does not decide
 
 
@@ -39,6 +43,10 @@ class Latency:
         runs: Timed runs.
         low: Lower end of the 95 % interval of the median.
         high: Upper end of it.
+        least: Fastest run, milliseconds.
+        settled: Whether the interval reached the wished width.
+        drift: Median of the last third of the runs over that of the first, less 1; None below `DRIFT_RUNS` runs, and
+            where the 95 % intervals of the two overlap.
         unit: Always `ms`.
     """
 
@@ -48,6 +56,9 @@ class Latency:
     runs: int
     low: float
     high: float
+    least: float
+    settled: bool
+    drift: float | None = None
     unit: str = "ms"
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,8 +176,12 @@ def measure(
     max_seconds: float = 10.0,
     width: float = 0.02,
     clock: Clock = time.perf_counter,
+    min_seconds: float = MIN_SECONDS,
+    observe: Callable[[float], None] | None = None,
 ) -> Latency:
     """Time one model; the arguments are those of `paired_latency`, with the interval of the median in `auto`.
+
+    `auto` goes on for `min_seconds` at least. `observe` is given the seconds of each run before the next.
 
     Raises:
         UsageError: EQ-U041 for fewer than one run or a time limit that is not positive.
@@ -176,17 +191,33 @@ def measure(
     for _ in range(warmup):
         run()
     seconds: list[float] = []
-    looks = _Looks(width, clock)
+    looks = _Looks(width, clock, min_seconds)
     while len(seconds) < limit:
         seconds.append(_once(run, clock))
+        if observe is not None:
+            observe(seconds[-1])
         if runs == "auto" and (
             looks.settled(np.asarray(seconds)) or (clock() - start > max_seconds and len(seconds) >= 3)
         ):
             break
-    values = 1e3 * np.asarray(seconds)
+    return describe(1e3 * np.asarray(seconds), width)
+
+
+def describe(values: NDArray[np.floating[Any]], width: float = 0.02) -> Latency:
+    """Percentiles, interval and drift of measured times `(n,)` in milliseconds, in the order of the runs."""
     p50, p90, p99 = (float(v) for v in np.percentile(values, (50, 90, 99)))
     low, high = median_interval(values)
-    return Latency(p50, p90, p99, len(seconds), low, high)
+    return Latency(p50, p90, p99, len(values), low, high, float(values.min()), _narrow(values, width), _drift(values))
+
+
+def _drift(values: NDArray[np.floating[Any]]) -> float | None:
+    third = len(values) // 3
+    if len(values) < DRIFT_RUNS:
+        return None
+    (low, high), (later_low, later_high) = median_interval(values[:third]), median_interval(values[-third:])
+    if later_low <= high and low <= later_high:
+        return None
+    return float(np.median(values[-third:]) / np.median(values[:third])) - 1
 
 
 def median_interval(values: NDArray[np.floating[Any]], confidence: float = 0.95) -> tuple[float, float]:
@@ -219,15 +250,16 @@ def _narrow(values: NDArray[np.floating[Any]], width: float) -> bool:
 class _Looks:
     """When to look at the interval: at growing distances, since looking after every run would stop at lucky ones."""
 
-    def __init__(self, width: float, clock: Clock) -> None:
+    def __init__(self, width: float, clock: Clock, min_seconds: float = MIN_SECONDS) -> None:
         self.width = width
+        self.min_seconds = min_seconds
         self.clock = clock
         self.start = clock()
         self.next = MIN_RUNS
 
     def settled(self, values: NDArray[np.floating[Any]]) -> bool:
         """Whether it is time to look and the interval is narrow."""
-        if len(values) < self.next or self.clock() - self.start < MIN_SECONDS:
+        if len(values) < self.next or self.clock() - self.start < self.min_seconds:
             return False
         self.next = math.ceil(1.2 * len(values))
         return _narrow(values, self.width)

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from numpy.typing import NDArray
 from torch import fx
 
 from edgeq.arrays import read_arrays
 from edgeq.errors import DataError, InternalError
+from edgeq.places import cache_dir
 from edgeq.quant.statistics import TensorStatistics
 from edgeq.spec import Preprocess
 
@@ -83,11 +83,6 @@ def calibration_key(
     return cache_key(
         str(graph.graph), graph.code, constants, sorted(tensors), list(items), preprocess and asdict(preprocess)
     )
-
-
-def cache_dir() -> Path:
-    """Folder of the cache: `EDGEQ_CACHE_DIR`, else `edgeq` in the user's cache folder; it need not exist."""
-    return Path(os.environ.get("EDGEQ_CACHE_DIR") or platformdirs.user_cache_dir("edgeq", appauthor=False))
 
 
 def load(key: str) -> dict[str, TensorStatistics] | None:

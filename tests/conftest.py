@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from edgeq.devices.arm64 import arm64_dir
+
 ROOT = Path(__file__).resolve().parents[1]
+KEPT = ("EDGEQ_ARM64_DIR", "EDGEQ_CACHE_DIR", "EDGEQ_TEST_DATA")
 
 # How long a machine takes says nothing about the code: a busy one must not fail a property. The same examples in every
 # run: one commit has one verdict. `make fuzz` looks for new ones.
@@ -50,8 +53,9 @@ def vit_s_focus() -> Path:
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither read nor fill the user's cache, crash reports and configuration."""
     base = tmp_path_factory.mktemp("home")
+    os.environ.setdefault("EDGEQ_ARM64_DIR", str(arm64_dir()))  # built once by `edgeq devices --setup`, only read here
     os.environ["EDGEQ_CACHE_DIR"] = str(base / "cache")
     os.environ["XDG_STATE_HOME"] = str(base / "state")
     os.environ["XDG_CACHE_HOME"] = str(base / "xdg-cache")
-    for name in [n for n in os.environ if n.startswith("EDGEQ_") and n not in ("EDGEQ_CACHE_DIR", "EDGEQ_TEST_DATA")]:
+    for name in [n for n in os.environ if n.startswith("EDGEQ_") and n not in KEPT]:
         del os.environ[name]

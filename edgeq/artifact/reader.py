@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from edgeq.arrays import Array, DamagedArraysError, read_arrays
 from edgeq.artifact.files import EVIDENCE, GOLDEN_EXPECTED, GOLDEN_INPUTS, MANIFEST, PLAN
-from edgeq.artifact.manifest import Manifest, corrupt
+from edgeq.artifact.manifest import Entry, Manifest, corrupt
 from edgeq.errors import EdgeqError, InputError
 from edgeq.hashing import file_sha256
 from edgeq.spec import Preprocess, QuantPlan
@@ -62,6 +63,16 @@ class Artifact:
     def model_file(self) -> Path:
         """Path of the model file. Raises as `Manifest.entry`."""
         return self.folder / self.manifest.entry
+
+    @property
+    def model_entries(self) -> tuple[Entry, ...]:
+        """The manifest's entries of the model file and of what belongs to it, such as weights apart from it."""
+        return tuple(f for f in self.manifest.files if f["path"].startswith(f"{self.model_file.stem}."))
+
+    @property
+    def model_sha256(self) -> str:
+        """SHA-256 over the hashes of `model_entries`."""
+        return hashlib.sha256("".join(f["sha256"] for f in self.model_entries).encode()).hexdigest()
 
     @property
     def preprocess(self) -> Preprocess | None:

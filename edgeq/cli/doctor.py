@@ -5,23 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
-from typing import Literal
 
 import click
-import platformdirs
 
 from edgeq.cli.console import Console
 from edgeq.cli.devices import complete_device
+from edgeq.cli.diagnosis import MISSING, Check
+from edgeq.cli.examine import examine
 from edgeq.cli.options import command
 from edgeq.devices import cortex_m, get_target, host
 from edgeq.devices.base import Target
 from edgeq.devices.cortex_m import missing_tools
 from edgeq.devices.environment import environment, runtimes
 from edgeq.devices.host import missing_compiler
-
-Status = Literal["ok", "missing", "broken", "info"]
+from edgeq.places import state_dir
 
 # Extra of the package -> distributions it brings, with the module that must import.
 EXTRAS = {
@@ -36,40 +35,31 @@ FLOAT_FILES = {"c": "onnx"}
 """Extra that writes the float file which exports of a format without a float form are compared with."""
 BASE = {"torch": "torch", "torchvision": "torchvision", "safetensors": "safetensors", "pillow": "PIL"}
 IMPORT_SECONDS = 180
-MISSING = 4
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the diagnosis.
-
-    Args:
-        name: What was looked at.
-        status: `missing` and `broken` want action, `info` states a fact.
-        detail: Version or reason.
-        action: Command that mends it, empty when nothing is wrong.
-        needed: Whether edgeq, or the asked device, does not work without it.
-    """
-
-    name: str
-    status: Status
-    detail: str
-    action: str = ""
-    needed: bool = False
-
-
-@command("doctor", examples="edgeq doctor --quick\nedgeq doctor --device rpi")
-@click.option("--device", metavar="NAME", shell_complete=complete_device, help="Check what exports to NAME need.")
+@command(
+    "doctor", examples="edgeq doctor --quick\nedgeq doctor --device rpi\nedgeq doctor --device ssh://pi@raspberrypi"
+)
+@click.option(
+    "--device",
+    metavar="NAME",
+    shell_complete=complete_device,
+    help="Check what exports to NAME need; or look at the device behind an address such as ssh://pi.",
+)
 @click.option("--quick", is_flag=True, help="Look only; do not import the heavy packages.")
-def doctor(console: Console, device: str | None, quick: bool) -> int:
-    """Show what this machine has and lacks.
+@click.option("--python", metavar="PATH", default="python3", help="Interpreter of a device over ssh.")
+def doctor(console: Console, device: str | None, quick: bool, python: str) -> int:
+    """Show what this machine, or an attached device, has and lacks.
 
     Each lack comes with the command that mends it. The exit code is 4 when something is missing that edgeq, or the
     device asked for, cannot do without.
 
     Raises:
         UsageError: EQ-U046 for an unknown device.
+        DeviceError: There is no connection to the device.
     """
+    if device is not None and "://" in device:
+        return examine(console, device, python)
     target = None if device is None else get_target(device)
     checks = [*_machine(), *_packages(console, target, quick)]
     if target is not None:
@@ -98,7 +88,7 @@ def _machine() -> Iterator[Check]:
     yield Check("cpu", "info", f"{cpu['model']}, {machine['cores']} cores usable; {' '.join(cpu['isa']) or 'no flags'}")
     memory = machine["ram_mb"]
     yield Check("memory", "info", "unknown" if memory is None else f"{memory / 1024:.1f} GiB")
-    yield Check("crash reports", "info", str(platformdirs.user_state_path("edgeq")))
+    yield Check("crash reports", "info", str(state_dir()))
 
 
 def _packages(console: Console, target: Target | None, quick: bool) -> Iterator[Check]:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import platformdirs
 
 from edgeq import __version__
 from edgeq.errors import EdgeqError, InputError, InternalError, Interrupted, UsageError
+from edgeq.places import state_dir
 
 KEPT_REPORTS = 10
 _REFUSALS = frozenset(
@@ -95,7 +95,7 @@ def save_report(exc: BaseException, args: Sequence[str]) -> Path | None:
         *traceback.format_exception(exc),
     ]
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    for folder in (platformdirs.user_state_path("edgeq"), Path(tempfile.gettempdir())):
+    for folder in (state_dir(), Path(tempfile.gettempdir())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / name

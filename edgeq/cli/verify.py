@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,17 +18,47 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _Body = TypeVar("_Body", bound=Callable[..., Any])
+_ON = """Device: local, ssh://[user@]host[:port], qemu://rpi4 or rpi5 for ARM64 in an emulator, or qemu://BOARD for
+generated C (mps2-an385, -an386, -an500, -an505, mps3-an547)."""
 
 
-def on_option(body: _Body) -> _Body:
-    """The option `--on`."""
-    text = "Device: local, or qemu://BOARD for generated C (mps2-an385, -an386, -an500, -an505, mps3-an547)."
-    declare: Callable[[_Body], _Body] = click.option("--on", metavar="DEVICE", default="local", help=text)
-    return declare(body)
+@dataclass(frozen=True)
+class Way:
+    """How a device is used.
+
+    Args:
+        threads: Of the runtime.
+        python: Interpreter of devices over ssh.
+        wait: Seconds to wait for another profiler.
+    """
+
+    threads: int
+    python: str
+    wait: float
 
 
-def opened(path: Path, on: str, threads: int) -> tuple[Artifact, Device]:
-    """The artifact, every file checked against its hash, and the device.
+def way_options(several: bool) -> Callable[[_Body], _Body]:
+    """The options `--on`, which may be given several times, and those of `Way`."""
+    on = {"multiple": True, "default": ("local",)} if several else {"default": "local"}
+    options: Sequence[Callable[[_Body], _Body]] = (
+        click.option("--on", metavar="DEVICE", help=" ".join(_ON.split()), **on),
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), metavar="N", default=1, help="CPU threads (default 1)."
+        ),
+        click.option("--python", metavar="PATH", default="python3", help="Interpreter of a device over ssh."),
+        click.option("--wait", type=click.FloatRange(0), metavar="S", default=60.0, help="For another one to end."),
+    )
+
+    def declare(body: _Body) -> _Body:
+        for option in reversed(options):
+            body = option(body)
+        return body
+
+    return declare
+
+
+def opened(path: Path, on: Sequence[str], way: Way, seconds: float, console: Console) -> tuple[Artifact, list[Device]]:
+    """The artifact, every file checked against its hash, and the devices.
 
     Raises:
         InputError: Not an artifact, or a damaged one.
@@ -36,23 +67,27 @@ def opened(path: Path, on: str, threads: int) -> tuple[Artifact, Device]:
     from edgeq.artifact import Artifact  # imports numpy
     from edgeq.devices.attached import open_device
 
-    device = open_device(on, threads)
+    told = lambda holder: console.say(f"waiting for {holder}, who measures there")  # noqa: E731
+    devices = [
+        open_device(address, way.threads, python=way.python, wait=way.wait, seconds=seconds, waiting=told)
+        for address in on
+    ]
     artifact = Artifact.open(path)
     artifact.verify_files()
-    return artifact, device
+    return artifact, devices
 
 
 @command(
     "verify",
     examples="""
     edgeq verify out/vit_nano-rpi
+    edgeq verify out/vit_nano-rpi --on ssh://pi@raspberrypi
     edgeq verify out/vit_micro-cortex-m4 --on qemu://mps3-an547
     """,
 )
 @click.argument("artifact", type=_PATH)
-@on_option
-@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", default=1, help="CPU threads (default 1).")
-def verify(console: Console, artifact: Path, on: str, threads: int) -> int:
+@way_options(several=False)
+def verify(console: Console, artifact: Path, on: str, **way: Any) -> int:
     """Run ARTIFACT's golden vectors on a device and compare.
 
     Generated C must give every integer. Model files must reach the limits in the manifest: integer kernels differ
@@ -61,7 +96,7 @@ def verify(console: Console, artifact: Path, on: str, threads: int) -> int:
     Raises:
         EdgeqError: The artifact or the device cannot be used.
     """
-    bundle, device = opened(artifact, on, threads)
+    bundle, (device,) = opened(artifact, (on,), Way(**way), 1.0, console)
     with console.step(f"verify on {device.name}"):
         found = device.verify(bundle)
     result = found.to_dict()

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino
 import pytest
 
 from edgeq import firmware
-from edgeq.artifact import Artifact, describe_files, write_golden, write_json
-from edgeq.devices import open_model
-from edgeq.devices.attached import FORMS, EmulatedDevice, open_device
+from edgeq.artifact import Artifact
+from edgeq.devices.attached import EmulatedDevice, open_device
 from edgeq.devices.cortex_m import missing_tools
 from edgeq.devices.host import missing_compiler
 from edgeq.errors import MissingError, UsageError
 from edgeq.exporters.c.memory import memory_of
 from edgeq.graph.intgraph.file import save
-from tests.unit.artifact.conftest import MANIFEST
+from tests.unit.devices.conftest import finish
 from tests.unit.graph.intgraphs import SmallAttention, lowered, noise
 
 PROFILE = {"schema", "ok", "device", "unit", "p50", "p90", "p99", "runs", "layers", "memory", "environment", "notes"}
 VERIFY = {"schema", "ok", "device", "vectors", "exact", "max_lsb", "layers", "passed"}
-
-
-def finish(folder: Path, model: str, inputs: list[Any], memory: dict[str, Any] | None, **changes: Any) -> Artifact:
-    """The files that make a folder with a model a bundle."""
-    runtime = open_model(folder / model)
-    write_golden(folder, inputs, [runtime.run(*sample) for sample in inputs])
-    write_json(folder / "evidence.json", {"candidates": [{"file": {"memory": memory}}]})
-    manifest = replace(MANIFEST, files=tuple(describe_files(folder)), **changes)
-    write_json(folder / "manifest.json", manifest.to_dict())
-    return Artifact.open(folder)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +34,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     inputs = [tuple(x.numpy() for x in sample) for sample in samples]
     firmware.write_firmware(folder, "small", folder / "model.intgraph", inputs)
     return finish(folder, "model.intgraph", inputs, asdict(memory_of(graph)), target="cortex-m4")
-
-
-@pytest.fixture
-def tflite(tiny_int8: Path, tmp_path: Path) -> Artifact:
-    shutil.copyfile(tiny_int8, tmp_path / "model.tflite")
-    inputs = [(a,) for a in np.random.default_rng(0).normal(size=(4, 1, 3, 8, 8)).astype(np.float32)]
-    return finish(tmp_path, "model.tflite", inputs, None)
 
 
 @pytest.fixture
@@ -73,7 +54,7 @@ def test_c_on_this_machine(program: Artifact) -> None:
     assert set(found) >= VERIFY and found["schema"] == "edgeq.verify/1"
     assert (found["exact"], found["max_lsb"], found["vectors"], found["passed"]) == (True, 0, 4, True)
     profile = device.profile(program, 20).to_dict()
-    assert set(profile) == PROFILE and profile["unit"] == "ms" and profile["runs"] == 20
+    assert set(profile) >= PROFILE and profile["unit"] == "ms" and profile["runs"] == 20
     assert profile["p50"] <= profile["p90"] <= profile["p99"]
     assert sum(layer["share"] for layer in profile["layers"]) == pytest.approx(1, abs=0.02)
     assert json.loads(json.dumps(profile)) == profile
@@ -107,7 +88,7 @@ def test_model_files_on_this_machine(tflite: Artifact) -> None:
     assert set(found) >= VERIFY and found["exact"] and found["passed"] and found["max_lsb"] is None
     assert found["agreement"] == 1
     profile = open_device("local", threads=1).profile(tflite, 5).to_dict()
-    assert set(profile) == PROFILE and profile["runs"] == 5 and profile["layers"] == []
+    assert set(profile) >= PROFILE and profile["runs"] == 5 and profile["layers"] == []
     assert any("not timed" in note for note in profile["notes"])
 
 
@@ -123,16 +104,16 @@ def test_model_files_may_differ_within_the_limits(tflite: Artifact) -> None:
 
 def test_openvino_tells_the_time_of_its_layers(vino: Artifact) -> None:
     profile = open_device("local").profile(vino, 5).to_dict()
-    assert profile["layers"] and all(layer["value"] > 0 for layer in profile["layers"])
+    assert profile["layers"] and all(layer["value"] >= 0 for layer in profile["layers"])
 
 
 def test_addresses_and_artifacts_must_fit(tflite: Artifact) -> None:
-    for address, code in (("ssh://pi", "EQ-U602"), ("qemu://", "EQ-U602"), ("", "EQ-U602"), ("qemu://x", "EQ-U601")):
+    for address, code in (("ssh://-x", "EQ-U870"), ("qemu://", "EQ-U602"), ("", "EQ-U602"), ("qemu://x", "EQ-U601")):
         with pytest.raises(UsageError) as refused:
             open_device(address)
         assert refused.value.code == code
     with pytest.raises(UsageError) as refused:
-        open_device(FORMS[1]).verify(tflite)
+        open_device("qemu://mps2-an386").verify(tflite)
     assert refused.value.code == "EQ-U603"
 
 

@@ -1,0 +1,131 @@
+"""Profiles of an artifact on several devices at once, held against a baseline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeq.artifact import Artifact
+from edgeq.devices.attached import Device
+from edgeq.devices.computer import Computer
+from edgeq.devices.measured import Profile
+from edgeq.devices.timing import Runs
+from edgeq.errors import EdgeqError, InputError
+
+_SCHEMAS = ("edgeq.profile/1", "edgeq.profiles/1")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a profile is held against: another artifact, or profiles that were saved.
+
+    Args:
+        path: Where it lies.
+        artifact: Measured in alternation where that can be.
+        profiles: Saved profiles (`edgeq.profile/1`) by device.
+    """
+
+    path: Path
+    artifact: Artifact | None
+    profiles: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def open(cls, path: Path) -> Baseline:
+        """A bundle, or a file that `edgeq profile --json` wrote.
+
+        Raises:
+            InputError: EQ-I870, it is neither; as `Artifact.open`.
+        """
+        if path.is_dir() or path.name == "manifest.json":
+            artifact = Artifact.open(path)
+            artifact.verify_files()
+            return cls(path, artifact, {})
+        try:
+            data = json.loads(path.read_bytes())
+            if data["schema"] not in _SCHEMAS:
+                raise ValueError(f"its schema is {data['schema']!r}")
+            saved = data.get("profiles", [data])
+            profiles = {p["device"]: p for p in saved if p["schema"] == _SCHEMAS[0] and p["p50"] is not None}
+            if any(not isinstance(p["p50"], (int, float)) or p["p50"] <= 0 for p in profiles.values()):
+                raise ValueError("a median is no positive number")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            message, hint = f"no baseline: {error}", "give a bundle, or what `edgeq profile --json` wrote"
+            raise InputError(message, code="EQ-I870", place=str(path), hint=hint) from error
+        return cls(path, None, profiles)
+
+    def gate(self, profile: Profile, max_slowdown: float | None) -> dict[str, Any]:
+        """How much slower a profile is than the baseline, in percent, and whether that is allowed.
+
+        Returns:
+            `baseline`, `this`, `unit`, `slowdown`, `interval` (95 %, of the slowdown, None unless both were measured in
+            alternation), `paired`, `max_slowdown` and `passed`.
+
+        Raises:
+            InputError: EQ-I870, the baseline has no such device or another unit.
+        """
+        found = profile.to_dict()["against"]
+        if found is None:
+            saved = self.profiles.get(profile.device)
+            if saved is None or saved["unit"] != profile.unit or profile.p50 is None:
+                have = ", ".join(self.profiles) or "none"
+                message = f"the baseline has no {profile.unit} of {profile.device}; it has: {have}"
+                hint = "make one with `edgeq profile --json` there"
+                raise InputError(message, code="EQ-I870", place=str(self.path), hint=hint)
+            found = {"paired": False, "baseline": saved["p50"], "this": profile.p50}
+            found["ratio"] = found["this"] / found["baseline"]
+        slowdown = 100 * (found["ratio"] - 1)
+        ends = [100 * (found[end] - 1) for end in ("low", "high")] if found["paired"] else None
+        return {
+            "baseline": found["baseline"],
+            "this": found["this"],
+            "unit": profile.unit,
+            "slowdown": slowdown,
+            "interval": ends,
+            "paired": found["paired"],
+            "max_slowdown": max_slowdown,
+            "passed": max_slowdown is None or slowdown <= max_slowdown,
+        }
+
+
+def profile_all(
+    devices: Sequence[Device], artifact: Artifact, runs: Runs, against: Artifact | None, done: Callable[[int], None]
+) -> list[Profile | EdgeqError]:
+    """Profile an artifact on every device; those that share this machine one after the other, the others at once.
+
+    Args:
+        devices: Where.
+        artifact: What.
+        runs: As for `Device.profile`.
+        against: Likewise.
+        done: Told of each device that has ended.
+
+    Returns:
+        In the order of `devices`; an error in place of a profile where there is none.
+    """
+    here = [i for i, device in enumerate(devices) if not device.name.startswith("ssh://")]
+    groups = [here, *([i] for i in range(len(devices)) if i not in here)]
+    found: dict[int, Profile | EdgeqError] = {}
+
+    def work(group: Sequence[int]) -> None:
+        for i in group:
+            try:
+                found[i] = devices[i].profile(artifact, runs, against)
+            except EdgeqError as error:
+                found[i] = error
+            done(1)
+
+    with ThreadPoolExecutor(len(groups)) as pool:
+        waiting = [pool.submit(work, group) for group in groups]
+        try:
+            for task in as_completed(waiting):
+                task.result()
+        except BaseException:  # interrupted: end what runs, so that the pool can end
+            for device in devices:
+                if isinstance(device, Computer):
+                    device.abort()
+            raise
+    return [found[i] for i in range(len(devices))]

@@ -1,0 +1,160 @@
+"""Several devices at once, baselines and their gate, the history; with devices that are made up."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeq.artifact import Artifact
+from edgeq.devices.measured import Profile, Verification
+from edgeq.devices.timing import Runs
+from edgeq.errors import DeviceError, EdgeqError, InputError, InternalError
+from edgeq.history import entry, remember
+from edgeq.profiling import Baseline, profile_all
+
+NAMES = ("ssh://a", "local", "ssh://b", "qemu://mps2-an386")
+
+
+def profile(device: str = "ssh://a", p50: float | None = 10.0, **details: Any) -> Profile:
+    return Profile(device, "ms", p50, 11.0, 12.0, 50, (), {"flash": 1}, (), {"packages": {}}, details)
+
+
+class Fake:
+    """A device that answers after a while."""
+
+    running: set[str] = set()  # noqa: RUF012
+    together: set[frozenset[str]] = set()  # noqa: RUF012
+
+    def __init__(self, name: str, error: EdgeqError | None = None) -> None:
+        self.name = name
+        self.error = error
+
+    def verify(self, artifact: Artifact) -> Verification:
+        raise NotImplementedError
+
+    def profile(self, artifact: Artifact, runs: Runs, against: Artifact | None = None) -> Profile:
+        self.running.add(self.name)
+        for _ in range(20):
+            self.together.add(frozenset(self.running))
+            time.sleep(0.01)
+        self.running.discard(self.name)
+        if self.error is not None:
+            raise self.error
+        return profile(self.name)
+
+
+def test_devices_run_at_once_but_not_on_one_machine() -> None:
+    lost = DeviceError("gone", code="EQ-X873")
+    devices = [Fake(name, lost if name == "ssh://b" else None) for name in NAMES]
+    done: list[int] = []
+    found = profile_all(devices, None, "auto", None, done.append)  # type: ignore[arg-type]
+    assert [f.device if isinstance(f, Profile) else f.code for f in found] == [NAMES[0], NAMES[1], "EQ-X873", NAMES[3]]
+    assert sum(done) == 4
+    assert not any({"local", "qemu://mps2-an386"} <= group for group in Fake.together)
+    assert any({"ssh://a", "ssh://b"} <= group for group in Fake.together)
+
+
+def test_a_bug_in_one_thread_is_not_lost() -> None:
+    bug = Fake("ssh://a", ValueError("x"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x"):
+        profile_all([bug, Fake("ssh://b")], None, "auto", None, lambda n: None)  # type: ignore[arg-type, list-item]
+    assert threading.active_count() < 10
+
+
+def saved(path: Path, *profiles: Profile) -> Baseline:
+    rows = [p.to_dict() for p in profiles]
+    data = rows[0] if len(rows) == 1 else {"schema": "edgeq.profiles/1", "profiles": rows}
+    path.write_text(json.dumps(data))
+    return Baseline.open(path)
+
+
+def test_a_gate_against_saved_profiles(tmp_path: Path) -> None:
+    base = saved(tmp_path / "b.json", profile(p50=10.0), profile("local", 5.0))
+    for now, limit, passed in ((10.4, 5.0, True), (10.6, 5.0, False), (9.0, 0.0, True), (99.0, None, True)):
+        gate = base.gate(profile(p50=now), limit)
+        assert gate["passed"] is passed and gate["slowdown"] == pytest.approx(10 * now - 100)
+        assert gate["interval"] is None and not gate["paired"]
+    assert base.gate(profile("local", 10.0), 50)["slowdown"] == pytest.approx(100)
+
+
+def test_a_pair_in_alternation_counts_more_than_two_medians(tmp_path: Path) -> None:
+    pair = {"paired": True, "baseline": 10.0, "this": 12.0, "ratio": 1.1, "low": 1.05, "high": 1.2}
+    gate = Baseline(tmp_path, None, {}).gate(profile(p50=30.0, against=pair), 9)
+    assert gate["slowdown"] == pytest.approx(10) and not gate["passed"]
+    assert gate["interval"] == [pytest.approx(5), pytest.approx(20)]
+
+
+def test_a_baseline_of_something_else_is_refused(tmp_path: Path) -> None:
+    base = saved(tmp_path / "b.json", profile())
+    for other in (profile("ssh://c"), replace(profile(), unit="instructions"), profile(p50=None)):
+        with pytest.raises(InputError) as refused:
+            base.gate(other, 5)
+        assert refused.value.code == "EQ-I870"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "\x00",
+        '{"schema": "edgeq.profile/2"}',
+        '{"schema": "edgeq.profile/1"}',
+        '{"schema": "edgeq.profile/1", "device": "a", "p50": "fast"}',
+        '{"schema": "edgeq.profile/1", "device": "a", "p50": -1}',
+        '{"schema": "edgeq.profiles/1", "profiles": [1]}',
+    ],
+)
+def test_damaged_baselines_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "b.json").write_text(text)
+    for path in (tmp_path / "b.json", tmp_path / "absent.json"):
+        with pytest.raises(InputError) as refused:
+            Baseline.open(path)
+        assert refused.value.code == "EQ-I870"
+
+
+def test_a_profile_has_only_known_details() -> None:
+    assert profile().to_dict()["against"] is None
+    with pytest.raises(InternalError):
+        profile(fastest=1)
+
+
+def test_incomplete_profiles_say_so() -> None:
+    cut = replace(profile(), error=DeviceError("gone", code="EQ-X873")).to_dict()
+    assert (cut["ok"], cut["complete"], cut["error"]["code"]) == (False, False, "EQ-X873")
+    assert entry("ab" * 32, cut, "x 1") is None
+
+
+def test_history_remembers_profiles_of_one_kind(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "h.sqlite"
+
+    def add(p50: float, device: str = "ssh://a", model: str = "vit") -> list[float]:
+        new = entry("ab" * 32, profile(device, p50, threads=1).to_dict(), "ai-edge-litert 2.3.0")
+        assert new is not None and new.artifact == "ab" * 6
+        return [e.p50 for e in remember(model, new, file)]
+
+    assert add(10.0) == []
+    assert add(11.0) == [10.0]
+    assert add(5.0, device="local") == [] and add(5.0, model="yolo") == []
+    assert add(12.0) == [11.0, 10.0]
+    for n in range(10):
+        add(20.0 + n)
+    assert len(add(1.0)) == 8
+
+
+@pytest.mark.parametrize("damage", ["file", "folder"])
+def test_a_damaged_history_is_an_error_with_its_place(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "h.sqlite"
+    file.write_bytes(b"no database at all" * 100) if damage == "file" else file.mkdir()
+    new = entry("ab" * 32, profile(threads=1).to_dict(), "x")
+    assert new is not None
+    with pytest.raises(InputError) as refused:
+        remember("vit", new, file)
+    assert refused.value.code == "EQ-I871" and refused.value.place == str(file)
