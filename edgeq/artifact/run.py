@@ -7,6 +7,7 @@
 
     python run.py                    compare this machine's results with the golden vectors
     python run.py photo.jpg x.npy    run images (needs Pillow) or prepared inputs
+    python run.py cloud.npy          with points.py beside this file: run a point cloud (.npy, .npz, text)
     python run.py clip.wav           with a driver beside this file: run what that reads
     python run.py --bench 100        time it
 
@@ -280,10 +281,15 @@ def preprocess(image: Any, how: dict[str, Any]) -> Any:
 
 
 def boxes() -> Any:
-    """`detection.py` beside this file: it makes boxes of a detector's outputs."""
-    spec = importlib.util.spec_from_file_location("detection", HERE / "detection.py")
-    if spec is None or spec.loader is None or not (HERE / "detection.py").is_file():
-        raise Failure("detection.py is absent; copy the folder again", 3)
+    """`detection.py`, which makes boxes of a detector's outputs."""
+    return beside("detection")
+
+
+def beside(name: str) -> Any:
+    """The module `name` beside this file."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    if spec is None or spec.loader is None or not (HERE / f"{name}.py").is_file():
+        raise Failure(f"{name}.py is absent; copy the folder again", 3)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -295,6 +301,8 @@ def read_input(path: Path, manifest: dict[str, Any], count: int) -> tuple[list[A
     With them the width and height of the image; None for arrays.
     """
     try:
+        if manifest.get("cloud") and not prepared(path):
+            return cloud_inputs(path, manifest["cloud"]), None
         if path.suffix == ".npy":
             return [np.load(path, allow_pickle=False)], None
         if path.suffix == ".npz":
@@ -308,6 +316,23 @@ def read_input(path: Path, manifest: dict[str, Any], count: int) -> tuple[list[A
         raise
     except Exception as error:  # decoders report damage in a dozen ways
         raise Failure(f"{path}: {error}", 3) from error
+
+
+def prepared(path: Path) -> bool:
+    """Whether a `.npz` holds network inputs and not a sample."""
+    if path.suffix != ".npz":
+        return False
+    with np.load(path, allow_pickle=False) as store:
+        return "input_0" in store.files
+
+
+def cloud_inputs(path: Path, how: dict[str, Any]) -> list[Any]:
+    """The model's inputs from a point cloud, as edgeq made them of the calibration clouds."""
+    points = beside("points")
+    try:
+        return list(points.network_inputs(points.read_cloud(path), how))
+    except points.Unusable as error:
+        raise Failure(f"{path} {error}\n  try: {error.hint}", 3) from error
 
 
 def sqnr_db(expected: Any, found: Any) -> float:
