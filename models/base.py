@@ -64,7 +64,8 @@ class LoadedModel:
         schemes: Schemes that `--scheme auto` tries, None for all that the target allows.
         least_weight_bits: Width that its weights keep where fewer are asked of the whole model.
         floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
-        float_ops: Operations, by name or glob, that stay float unless `--keep-float` is `none` or names others.
+        float_ops: Operations, by name or glob, that stay float in schemes with calibrated activations,
+            unless `--keep-float` is `none` or names others.
     """
 
     name: str
