@@ -1,16 +1,30 @@
-"""From a point cloud to the inputs of a network: reading, sampling, neighbours.
+"""From a point cloud to the inputs of a network, and from its maps to objects: reading, sampling, neighbours, pillars.
 
 numpy only and without imports of its own package: bundles carry a copy beside `run.py`, so that what was measured is
 what runs on the device. Python 3.9 is enough.
 
 The dictionary `how` that describes what a network takes is the manifest's `cloud`:
 
-    kind      `points` (the points themselves, and of each stage the neighbours of its centres)
-    count     points that the network takes
+    kind      `points` (the points themselves, and of each stage the neighbours of its centres) or `pillars`
+    count     points that the network takes; of `pillars` the fewest that make sense
     columns   figures of a point: 3 (x y z), or 6 with the normal
+
+and for `points`
+
     sample    what is done with more points than `count`: `farthest` (farthest point sampling) or `first`
     scale     `sphere` (centred, the farthest point at distance 1) or `none`
     stages    `[centres, neighbours]` of each grouping stage, in order; empty where the network groups nothing
+
+and for `pillars`
+
+    corner    x and y of the corner of the grid, metres
+    heights   lowest and highest z that counts, metres
+    cell      side of a cell, metres
+    grid      rows (along y) and columns (along x)
+    pillars   most cells with points, those with most points first
+    points    most points of a cell, the first in the file
+    head      how objects are read from the maps: `stride` (cells of the grid per cell of the maps), `names` of the
+              classes, `score` (least shown) and `limit` (most objects)
 """
 
 from __future__ import annotations
@@ -125,8 +139,9 @@ def fit_cloud(cloud: Any, how: Any) -> Any:
 def network_inputs(cloud: Any, how: Any) -> tuple[Any, ...]:
     """What a network takes of a cloud: points `(1, count, columns)`, of each stage neighbours `(centres * k,)` int32.
 
-    Points are in the order of farthest point sampling. Sampling a prefix of that order farthest point by farthest point
-    gives the prefix itself, so that the centres of a stage are simply the first points of the stage before.
+    Of the kind `pillars`, what `pillars` returns. Points are in the order of farthest point sampling. Sampling a prefix
+    of that order farthest point by farthest point gives the prefix itself, so that the centres of a stage are simply
+    the first points of the stage before.
 
     Args:
         cloud: float32 `(points, columns)`.
@@ -136,6 +151,8 @@ def network_inputs(cloud: Any, how: Any) -> tuple[Any, ...]:
         Unusable: Too few points or columns.
     """
     cloud = fit_cloud(cloud, how)
+    if how["kind"] == "pillars":
+        return pillars(cloud, how)
     if how["scale"] == "sphere":
         cloud = unit_sphere(cloud)
     if how["sample"] == "first":
@@ -147,6 +164,81 @@ def network_inputs(cloud: Any, how: Any) -> tuple[Any, ...]:
         inputs.append(nearest_points(known[:centres], known, count).reshape(-1))
         known = known[:centres]
     return tuple(inputs)
+
+
+def pillars(cloud: Any, how: Any) -> tuple[Any, Any]:
+    """Points by the cell of a grid that they stand on (PointPillars, arXiv 1812.05784).
+
+    Of each point its columns, its offset from the mean of its cell's points (x y z) and from the cell's centre (x y);
+    empty places are zeros. Deviation: where cells or points are too many, the rules above decide and not chance.
+
+    Args:
+        cloud: float32 `(points, columns)`, metres.
+        how: See above.
+
+    Returns:
+        Features `(1, pillars, points, columns + 5)`, and int32 `(rows * columns,)`: for each cell of the grid the
+        place of its pillar, or the number of pillars where it has none.
+    """
+    (rows, columns), most = how["grid"], how["points"]
+    across, up = ((cloud[:, i] - np.float32(how["corner"][i])) / np.float32(how["cell"]) for i in (0, 1))
+    low, high = how["heights"]
+    inside = (across >= 0) & (across < columns) & (up >= 0) & (up < rows) & (cloud[:, 2] >= low) & (cloud[:, 2] < high)
+    cloud, across, up = cloud[inside], across[inside].astype(np.int64), up[inside].astype(np.int64)
+    order = np.argsort(up * columns + across, kind="stable")
+    cloud, cells = cloud[order], (up * columns + across)[order]
+    taken, first, counts = np.unique(cells, return_index=True, return_counts=True)
+    kept = np.sort(np.argsort(-counts, kind="stable")[: how["pillars"]])
+    where = np.full(rows * columns, how["pillars"], dtype=np.int32)
+    where[taken[kept]] = np.arange(len(kept), dtype=np.int32)
+    place = np.arange(len(cells)) - np.repeat(first, counts)
+    used = (place < most) & (where[cells] < how["pillars"])
+    cloud, place, pillar, cells = cloud[used], place[used], where[cells[used]], cells[used]
+    sizes = np.bincount(pillar, minlength=how["pillars"])[:, np.newaxis]
+    means = np.zeros((how["pillars"], 3), dtype=np.float64)
+    np.add.at(means, pillar, cloud[:, :3].astype(np.float64))
+    means = (means / np.maximum(sizes, 1)).astype(np.float32)
+    centres = np.stack([cells % columns, cells // columns], axis=1).astype(np.float32) + np.float32(0.5)
+    centres = centres * np.float32(how["cell"]) + np.asarray(how["corner"], dtype=np.float32)
+    features = np.zeros((1, how["pillars"], most, how["columns"] + 5), dtype=np.float32)
+    features[0, pillar, place] = np.concatenate([cloud, cloud[:, :3] - means[pillar], cloud[:, :2] - centres], axis=1)
+    return features, where
+
+
+def find_objects(outputs: Any, how: Any, score: Any = None) -> Any:
+    """Objects on the ground, the surest first: float32 `(n, 7)` x, y, length, width (metres), heading, score, class.
+
+    An object is where a cell of the heatmap scores no less than its eight neighbours (CenterPoint, arXiv 2006.11275).
+
+    Args:
+        outputs: `(1, classes + 6, rows, columns)`: logits of the heatmap; offsets of the centre from the cell's, in
+            cells; logarithms of length and width in metres; sine and cosine of twice the heading, since a box looks the
+            same from behind.
+        how: See above.
+        score: Least score; None for that of the head.
+    """
+    head = how["head"]
+    maps, classes = np.asarray(outputs[0][0], dtype=np.float32), len(head["names"])
+    scores = 1 / (1 + np.exp(-np.clip(maps[:classes], -50, 50)))
+    padded = np.pad(scores, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+    rows, columns = scores.shape[1:]
+    around = [padded[:, r : r + rows, c : c + columns] for r in range(3) for c in range(3)]
+    peaks = (scores >= np.max(around, axis=0)) & (scores >= (head["score"] if score is None else score))
+    kind, row, column = np.nonzero(peaks)
+    best = np.argsort(-scores[kind, row, column], kind="stable")[: head["limit"]]
+    kind, row, column = kind[best], row[best], column[best]
+    along, up, long, wide, sine, cosine = maps[classes:, row, column]
+    side = how["cell"] * head["stride"]
+    found = (
+        how["corner"][0] + (column + 0.5 + along) * side,
+        how["corner"][1] + (row + 0.5 + up) * side,
+        np.exp(np.clip(long, -5, 5)),
+        np.exp(np.clip(wide, -5, 5)),
+        np.arctan2(sine, cosine) / 2,
+        scores[kind, row, column],
+        kind,
+    )
+    return np.stack(found, axis=1).astype(np.float32)
 
 
 def unit_sphere(cloud: Any) -> Any:

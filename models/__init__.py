@@ -127,6 +127,14 @@ MODELS: dict[str, ModelEntry] = {
             "PointNet, 3.5 M parameters, point clouds of 1,024 points with or without normals",
             "of the weights",
         ),
+        ModelEntry(
+            "pillars",
+            "points",
+            "edgeq, trained from scratch on rendered scenes by tools/train_pillars.py",
+            "A small PointPillars for plumbing and tests, 0.1 M parameters; not for real sensors",
+            "Apache-2.0",
+            ships_weights=True,
+        ),
     )
 }
 

@@ -166,3 +166,58 @@ class PointNet(nn.Module):
             x = layer(x).relu()
         result: Tensor = self.head(x)
         return result
+
+
+class Pillars(nn.Module):
+    """PointPillars (arXiv 1812.05784) with a heatmap of centres as its head (CenterPoint, arXiv 2006.11275), small.
+
+    Args:
+        features: Figures of a point.
+        grid: Rows and columns of the grid, multiples of 4.
+        classes: Number of classes.
+        width: Channels of the pillars; the convolutions have one and a half and three times as many.
+    """
+
+    stride = 2
+    """Cells of the grid per cell of the maps, along each axis."""
+
+    def __init__(self, features: int, grid: tuple[int, int], classes: int, width: int = 16) -> None:
+        super().__init__()
+        self.grid = grid
+        middle, deep = 3 * width // 2, 3 * width
+        self.pillar = nn.Linear(features, width)
+        self.first = _convolutions(width, middle)
+        self.second = _convolutions(middle, deep)
+        self.lateral = nn.Conv2d(deep, middle, 1)
+        self.joined = nn.Conv2d(2 * middle, middle, 3, padding=1)
+        self.head = nn.Conv2d(middle, classes + 6, 1)
+
+    def forward(self, points: Tensor, where: Tensor) -> Tensor:
+        """Maps `(1, classes + 6, rows / 2, columns / 2)`, see `edgeq.points.find_objects`.
+
+        Args:
+            points: `(1, pillars, points, features)`.
+            where: int32 `(rows * columns,)`; the number of pillars where a cell has none.
+        """
+        return self.maps(self.scatter(points, where))
+
+    def scatter(self, points: Tensor, where: Tensor) -> Tensor:
+        """The map seen from above `(1, width, rows, columns)`: picked by cell, with zeros behind the last pillar."""
+        pillars = self.pillar(points).relu().amax(2)
+        padded = torch.cat([pillars, pillars.new_zeros(1, 1, pillars.shape[2])], 1)
+        return padded.index_select(1, where).reshape(1, *self.grid, -1).permute(0, 3, 1, 2)
+
+    def maps(self, seen: Tensor) -> Tensor:
+        """The heads of a map seen from above, `(batch, width, rows, columns)`."""
+        near = self.first(seen)
+        far = nn.functional.interpolate(self.lateral(self.second(near)), scale_factor=2.0, mode="nearest")
+        result: Tensor = self.head(self.joined(torch.cat([near, far], 1)).relu())
+        return result
+
+
+def _convolutions(channels: int, width: int) -> nn.Sequential:
+    """Half the size, then two convolutions more."""
+    layers: list[nn.Module] = []
+    for source, stride in ((channels, 2), (width, 1), (width, 1)):
+        layers += [nn.Conv2d(source, width, 3, stride, 1), nn.ReLU()]
+    return nn.Sequential(*layers)

@@ -23,6 +23,7 @@ from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
 from edgeq.models.base import TOP1, LoadedModel, ModelRequest, judge_top1
 from edgeq.models.checkpoint import load_state_dict, read_metadata
+from edgeq.models.pillars import PillarsAdapter, load_pillars
 from edgeq.models.point_checkpoints import pointmlp_of, pointnet_of
 from edgeq.points import Unusable, network_inputs
 
@@ -96,15 +97,18 @@ _ARCHITECTURES = {
 }
 
 
-def load_points(request: ModelRequest) -> PointsAdapter:
-    """Load a point-cloud classifier.
+def load_points(request: ModelRequest) -> PointsAdapter | PillarsAdapter:
+    """Load a network on point clouds.
 
     Raises:
         UsageError: Unknown architecture, or no weights.
         ModelError: The file cannot be used, or is of another architecture.
     """
+    if request.variant == "pillars":
+        return load_pillars(request)
     if request.variant not in _ARCHITECTURES:
-        raise unknown_name("point network", request.variant, _ARCHITECTURES, code="EQ-U830", command="edgeq models")
+        known = (*_ARCHITECTURES, "pillars")
+        raise unknown_name("point network", request.variant, known, code="EQ-U830", command="edgeq models")
     if request.path is None:
         raise UsageError(
             f"edgeq does not download weights, and those of {request.variant} do not ship with it",

@@ -386,7 +386,19 @@ def finite(value: float) -> float | None:
 
 def describe(outputs: list[Any], manifest: dict[str, Any], size: Any) -> dict[str, Any]:
     """Boxes of a detector in an image of `size`, five labels of a classifier, else shape and range of every output."""
-    head, how = manifest.get("postprocess"), manifest["preprocess"]
+    head, how, cloud = manifest.get("postprocess"), manifest["preprocess"], manifest.get("cloud")
+    if cloud and "head" in cloud:
+        found = beside("points").find_objects(outputs, cloud)
+        return {
+            "objects": [
+                {
+                    "label": cloud["head"]["names"][int(o[6])],
+                    "score": float(o[5]),
+                    "place": [round(float(v), 2) for v in o[:5]],
+                }
+                for o in found
+            ]
+        }
     if head is not None:
         found = boxes().detect(outputs, head, how, size or (how["width"], how["height"]))
         return {
@@ -436,8 +448,10 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {item['text']}")
         for entry in item.get("top", []):
             print(f"  {entry['probability']:6.1%}  {entry['label']}")
-        if item.get("boxes") == []:
+        if [] in (item.get("boxes"), item.get("objects")):
             print("  nothing found")
+        for entry in item.get("objects", []):
+            print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.2f}" for v in entry["place"]))
         for entry in item.get("boxes", []):
             print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.1f}" for v in entry["corners"]))
         for entry in item.get("outputs", []):

@@ -7,7 +7,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from edgeq.errors import DataError
 from edgeq.points import SUFFIXES, Unusable, check_cloud, read_cloud
 
 Cloud = NDArray[np.float32]
+Object: TypeAlias = tuple[int, float, float, float, float, float]
+"""Class; x, y, length and width in metres; heading in radians."""
+
 CODES = {"file": "EQ-D832", "shape": "EQ-D832", "values": "EQ-D833", "count": "EQ-D834", "columns": "EQ-D835"}
 """Error code of each reason for which a cloud is unusable."""
 
@@ -26,7 +29,8 @@ def open_clouds(path: Path, *, role: Role, classes: Sequence[str] | None = None)
 
     A packed file holds `points` `(n, points, columns)` and, when labelled, `label`: names, or integers which `classes`
     names where it is there. A folder with two or more folders that directly hold clouds (`.npy`, `.npz`, text) is
-    labelled, one class a folder; any other is searched to the bottom and unlabelled.
+    labelled, one class a folder; any other is searched to the bottom and unlabelled. A folder with a folder `clouds`
+    inside stands for that one.
 
     Args:
         path: What to open.
@@ -80,15 +84,17 @@ def unusable(error: Unusable, place: str) -> DataError:
 
 
 def _open_folder(folder: Path, option: str) -> Source[Cloud]:
+    inner = folder / "clouds"
+    root = inner if inner.is_dir() else folder
     names = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
-    by_class = {name: _clouds_in(folder / name) for name in names}
+    by_class = {name: _clouds_in(folder / name) for name in names} if root is folder else {}
     labelled = not _clouds_in(folder) and sum(bool(files) for files in by_class.values()) >= 2
     found: list[tuple[Path, int | None]]
     if labelled:
         names = [name for name in names if by_class[name]]
         found = [(file, label) for label, name in enumerate(names) for file in by_class[name]]
     else:
-        found = [(file, None) for file in sorted(folder.rglob("*")) if _is_cloud(file)]
+        found = [(file, None) for file in sorted(root.rglob("*")) if _is_cloud(file)]
     if not found:
         raise DataError(
             f"{folder} holds no point clouds",
@@ -188,3 +194,57 @@ def _damaged(place: str, cause: str) -> DataError:
         place=place,
         hint="it needs points (clouds, points, columns) and, when labelled, label; or give a folder of clouds",
     )
+
+
+def open_scenes(path: Path, classes: int) -> Source[Cloud]:
+    """Clouds with objects: a folder with `clouds/` and `boxes/`.
+
+    The objects of `clouds/a.npy` stand in `boxes/a.txt`, one row `class x y length width heading` each, in metres and
+    radians; a cloud without that file, or with an empty one, shows none. Item labels are tuples of `Object`.
+
+    Args:
+        path: The folder.
+        classes: How many classes the network knows.
+
+    Raises:
+        DataError: EQ-D837 without boxes, EQ-D838 for a row that is none; or as `open_clouds`.
+    """
+    source = open_clouds(path, role="evaluation")
+    folder = path.expanduser()
+    files = [
+        folder / "boxes" / Path(item.id).relative_to("clouds").with_suffix(".txt")
+        for item in source.items
+        if Path(item.id).parts[0] == "clouds"
+    ]
+    if len(files) < len(source) or not any(file.is_file() for file in files):
+        raise DataError(
+            f"{path} has no boxes",
+            code="EQ-D837",
+            place=str(path),
+            hint="a folder with clouds/NAME.npy and boxes/NAME.txt, one row an object: class x y length width heading",
+        )
+    items = tuple(
+        Item(item.id, item.sha256, _objects(file, classes)) for item, file in zip(source.items, files, strict=True)
+    )
+    return Source(source.place, items, None, source.fetch, source.decode, "cloud")
+
+
+def _objects(file: Path, classes: int) -> tuple[Object, ...]:
+    rows = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    return tuple(_object(row.split(), classes, f"{file}:{n}") for n, row in enumerate(rows, 1) if row.strip())
+
+
+def _object(fields: list[str], classes: int, place: str) -> Object:
+    try:
+        kind, x, y, length, width, heading = (float(field) for field in fields)
+        right = bool(np.isfinite([x, y, heading]).all()) and length > 0 and width > 0 and kind in range(classes)
+    except ValueError:
+        right = False
+    if not right:
+        raise DataError(
+            f"a label is no object: {' '.join(fields)[:60]!r}",
+            code="EQ-D838",
+            place=place,
+            hint=f"a row is class (0 to {classes - 1}) x y length width heading, metres and radians",
+        )
+    return int(kind), x, y, length, width, heading
