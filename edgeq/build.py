@@ -87,13 +87,15 @@ def _with_islands(
         return None, recipe
     graph, exporter = fitted.graph, session.exporter
 
+    always = recipe.precision.keep_float
+
     def kept(ops: tuple[str, ...]) -> tuple[QuantConfig, Placement]:
-        return place_scheme(graph, exporter, scheme, replace(recipe.precision, keep_float=ops))
+        return place_scheme(graph, exporter, scheme, replace(recipe.precision, keep_float=(*always, *ops)))
 
     config, placement = kept(())
     plain = legalize(graph, placement, config, exporter.rules, fitted.statistics, scheme)
     grids = [[t.name, t.provenance] for t in plain.plan.tensors.values()]
-    key = _key(session, graph, scheme, exporter.name, FREED_ON, grids)
+    key = _key(session, graph, scheme, exporter.name, FREED_ON, grids, always)
     folder = work_folder("islands")
     with stages.step(f"try {scheme}", len(set(placement.groups.values()) - set(placement.fixed))) as advance:
         choice = choose_islands(
@@ -106,7 +108,7 @@ def _with_islands(
             key=key,
             advance=advance,
         )
-    return choice, replace(recipe, precision=replace(recipe.precision, keep_float=choice.ops))
+    return choice, replace(recipe, precision=replace(recipe.precision, keep_float=(*always, *choice.ops)))
 
 
 def _narrowed(

@@ -101,7 +101,8 @@ def _write_network(folder: Path, session: Session, shipped: Candidate) -> Arrays
     expected += [model.run(*sample) for sample in inputs[1:]]
     write_golden(folder, inputs, expected)
     if shipped.read_back.memory is None:
-        write_runner(folder, detector=session.adapter.loaded.postprocess is not None)
+        loaded = session.adapter.loaded
+        write_runner(folder, detector=loaded.postprocess is not None, clouds=loaded.cloud is not None)
     else:
         firmware.write_firmware(folder, session.adapter.loaded.name, shipped.path, inputs)
     return expected[0]
@@ -228,6 +229,7 @@ def manifest_of(
         scheme=shipped.scheme,
         input_files=inputs,
         postprocess=loaded.postprocess,
+        cloud=loaded.cloud,
         runtime=dict(shipped.execution.settings) if shipped.execution else {},
     )
 

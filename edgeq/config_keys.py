@@ -38,6 +38,7 @@ METHODS = MappingProxyType(
         "minmax": "the full range that calibration saw; no value is clipped",
         "percentile": "cut rare outliers on both sides: `percentile:P` keeps the share P in (0.5, 1]; 1 equals minmax",
         "mse": "the range with the least mean squared error of the quantized histogram",
+        "sparse_grid": "the same between half and all of the range; for maps that are mostly zeros (LiDAR-PTQ)",
     }
 )
 

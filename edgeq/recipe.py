@@ -57,7 +57,7 @@ _BEST: Mapping[str, Mapping[str, tuple[str, str]]] = {
 _CLIPPED = "mse"
 """Ranges of convolutional networks: single pixels reach far beyond all others, and no stream carries them on."""
 
-_KEPT = "kept float by --keep-float; its auto frees what costs the outputs most in 8 bits"
+_KEPT = "kept float by the family or by --keep-float; its auto frees what costs the outputs most in 8 bits"
 
 
 def recipe_for(method: str, rounding: str, bits: str, scheme: str, network: str = "transformer") -> Recipe:

@@ -261,7 +261,11 @@ def schemes(config: ExportConfig, target: Target, exporter: Exporter, loaded: Lo
 
 def recipe_of(config: ExportConfig, adapter: ModelAdapter, scheme: str) -> Recipe:
     """The recipe that the configuration means for a model and a scheme."""
-    return recipe_for(config.method, config.rounding, config.bits, scheme, adapter.loaded.network)
+    recipe = recipe_for(config.method, config.rounding, config.bits, scheme, adapter.loaded.network)
+    calibrated = scheme in ("static", "integer")  # at run time every row has its own range, which costs little
+    if not calibrated or (config.keep_float != "auto" and not config.keep_float.isdigit()):
+        return recipe
+    return replace(recipe, precision=replace(recipe.precision, keep_float=adapter.loaded.float_ops))
 
 
 def fit_all(session: Session, stages: Stages) -> None:

@@ -71,7 +71,7 @@ class QuantSpec:
         bits: Width of a code, 2 to 16.
         symmetric: Zero point fixed at 0.
         granularity: Which values share a scale.
-        observer: How the range is chosen: `minmax`, `percentile:P` with P in (0.5, 1], or `mse`.
+        observer: How the range is chosen: `minmax`, `percentile:P` with P in (0.5, 1], `mse` or `sparse_grid`.
         narrow: Leave the lowest code unused (`-127..127` for 8 bit), as integer kernels require of weights.
     """
 

@@ -19,6 +19,7 @@ FAMILIES: dict[str, str] = {
     "whisper": "edgeq.models.whisper:load_whisper",
     "cnn": "edgeq.models.vit:load_vit",
     "yolo": "edgeq.models.yolo:load_yolo",
+    "points": "edgeq.models.points:load_points",
 }
 
 
@@ -111,6 +112,28 @@ MODELS: dict[str, ModelEntry] = {
                 ("yolo11n", "YOLO11 nano, 2.6 M parameters"),
                 ("yolo26n", "YOLO26 nano, 2.4 M parameters, boxes without suppression"),
             )
+        ),
+        ModelEntry(
+            "pointmlp_elite",
+            "points",
+            "the published checkpoints, with --weights FILE",
+            "PointMLP-elite, 0.7 M parameters, point clouds of 1,024 points with normals",
+            "of the weights",
+        ),
+        ModelEntry(
+            "pointnet",
+            "points",
+            "the published checkpoints, with --weights FILE",
+            "PointNet, 3.5 M parameters, point clouds of 1,024 points with or without normals",
+            "of the weights",
+        ),
+        ModelEntry(
+            "pillars",
+            "points",
+            "edgeq, trained from scratch on rendered scenes by tools/train_pillars.py",
+            "A small PointPillars for plumbing and tests, 0.1 M parameters; not for real sensors",
+            "Apache-2.0",
+            ships_weights=True,
         ),
     )
 }

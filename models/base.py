@@ -60,10 +60,13 @@ class LoadedModel:
         source: Description of the origin for the manifest (file name, never a path).
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
         postprocess: What `run.py` makes of the outputs, in the form of `edgeq.detection`; None for nothing.
+        cloud: How a point cloud becomes the inputs, in the form of `edgeq.points`; None for other samples.
         network: What `--method auto` means.
         schemes: Schemes that `--scheme auto` tries, None for all that the target allows.
         least_weight_bits: Width that its weights keep where fewer are asked of the whole model.
         floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
+        float_ops: Operations, by name or glob, that stay float in schemes with calibrated activations,
+            unless `--keep-float` is `none` or names others.
     """
 
     name: str
@@ -78,10 +81,12 @@ class LoadedModel:
     source: str
     import_error: float | None = None
     postprocess: Mapping[str, Any] | None = None
+    cloud: Mapping[str, Any] | None = None
     network: Literal["transformer", "convolution"] = "transformer"
     schemes: tuple[str, ...] | None = None
     least_weight_bits: int = 4
     floor_db: float = FLOOR_DB
+    float_ops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,14 @@ class Metric:
     def from_plain(self, data: Any) -> Any:
         """Inverse of `to_plain`."""
         return data if self.record is None else self.record(*data)
+
+
+TOP1 = Metric("top1", "%")
+
+
+def judge_top1(outputs: Sequence[NDArray[np.float32]], label: int) -> float:
+    """Record of `TOP1`: 100 when the largest of the logits `(1, classes)` is the label's, else 0."""
+    return 100.0 * float(int(np.argmax(outputs[0])) == int(label))
 
 
 class ModelAdapter(Protocol):

@@ -43,6 +43,16 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value.float() for name, value in content.items()}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a `.safetensors` file says besides its tensors; empty for other files and where it says nothing."""
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copy `state` into `model`; every name and shape must fit.
 

@@ -21,7 +21,7 @@ from edgeq.errors import MissingError, ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
 from edgeq.models import MODELS
-from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portrait
+from edgeq.models.base import TOP1, LoadedModel, ModelRequest, Networks, Portrait, judge_top1
 from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.models.image_onnx import import_image_network
 from edgeq.models.reference import CLASSES, PREPROCESS, REFERENCE
@@ -34,7 +34,7 @@ _HEADS = ("heads.head.weight", "head.weight", "fc.weight", "classifier.1.weight"
 class VitAdapter:
     """The ViT family for one loaded model."""
 
-    metric = Metric("top1", "%")
+    metric = TOP1
 
     def __init__(self, loaded: LoadedModel, sample_file: Path | None = None) -> None:
         self.loaded = loaded
@@ -52,7 +52,7 @@ class VitAdapter:
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Image.Image, label: int) -> float:
         """100 when the largest of the logits `(1, classes)` is the label's, else 0."""
         del sample
-        return 100.0 * float(int(np.argmax(outputs[0])) == int(label))
+        return judge_top1(outputs, label)
 
     def portray(self, networks: Networks, sample: Image.Image, label: int | None) -> Portrait:
         """The surest class with its probability, and the true one; outputs that are no logits are shown as nothing."""

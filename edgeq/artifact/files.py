@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq import detection
+from edgeq import detection, points
 from edgeq.arrays import Array, write_arrays
 from edgeq.hashing import file_sha256
 
@@ -23,6 +23,7 @@ GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_EXPECTED = "golden/expected.npz"
 RUNNER = "run.py"
 DETECTION = "detection.py"
+POINTS = "points.py"
 
 
 def describe_files(folder: Path) -> list[dict[str, Any]]:
@@ -67,11 +68,19 @@ def write_golden(folder: Path, inputs: Sequence[Sequence[Array]], expected: Sequ
         write_arrays(folder / name, {f"{prefix}_{i}": array for i, array in enumerate(stacked)})
 
 
-def write_runner(folder: Path, *, detector: bool = False) -> None:
-    """Copy `run.py`, which needs only numpy and the runtime, into `folder`; for a `detector` what makes boxes, too."""
+def write_runner(folder: Path, *, detector: bool = False, clouds: bool = False) -> None:
+    """Copy `run.py`, which needs only numpy and the runtime, into `folder`, and the modules that it needs beside it.
+
+    Args:
+        folder: The bundle.
+        detector: Whether boxes are made of the outputs.
+        clouds: Whether inputs are made of point clouds.
+    """
     shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
     if detector:
         shutil.copyfile(str(detection.__file__), folder / DETECTION)
+    if clouds:
+        shutil.copyfile(str(points.__file__), folder / POINTS)
 
 
 def portable(value: Any) -> Any:

@@ -84,6 +84,7 @@ class Manifest:
         networks: Folders of the networks of a model that has several, each a bundle of its own; empty for one network.
         driver: Name of the module in the bundle that makes several networks one.
         postprocess: How `detection.py` beside the model makes boxes of the outputs; None for no detector.
+        cloud: How `points.py` beside the model makes inputs of a point cloud; None for other samples.
         runtime: Options that the runtime must be given for the results that were measured, by its own names.
 
     Raises:
@@ -107,6 +108,7 @@ class Manifest:
     input_files: Mapping[str, str] = field(default_factory=dict)
     golden: GoldenCheck = field(default_factory=GoldenCheck)
     postprocess: Mapping[str, Any] | None = None
+    cloud: Mapping[str, Any] | None = None
     runtime: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
     driver: str = ""
@@ -195,8 +197,9 @@ def _check(data: Mapping[str, Any]) -> None:
         not isinstance(n, str) or not n.isidentifier() for n in names
     ):
         raise corrupt("keys 'networks' and 'driver' hold names of folders and of a module")
-    if not isinstance(data.get("postprocess"), (Mapping, type(None))):
-        raise corrupt("key 'postprocess' holds no object")
+    for key in ("postprocess", "cloud"):
+        if not isinstance(data.get(key), (Mapping, type(None))):
+            raise corrupt(f"key {key!r} holds no object")
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in data["golden"].values()):
         raise corrupt("key 'golden' holds numbers only")
     if data["preprocess"] is not None:

@@ -7,6 +7,7 @@
 
     python run.py                    compare this machine's results with the golden vectors
     python run.py photo.jpg x.npy    run images (needs Pillow) or prepared inputs
+    python run.py cloud.npy          with points.py beside this file: run a point cloud (.npy, .npz, text)
     python run.py clip.wav           with a driver beside this file: run what that reads
     python run.py --bench 100        time it
 
@@ -279,10 +280,15 @@ def preprocess(image: Any, how: dict[str, Any]) -> Any:
 
 
 def boxes() -> Any:
-    """`detection.py` beside this file: it makes boxes of a detector's outputs."""
-    spec = importlib.util.spec_from_file_location("detection", HERE / "detection.py")
-    if spec is None or spec.loader is None or not (HERE / "detection.py").is_file():
-        raise Failure("detection.py is absent; copy the folder again", 3)
+    """`detection.py`, which makes boxes of a detector's outputs."""
+    return beside("detection")
+
+
+def beside(name: str) -> Any:
+    """The module `name` beside this file."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    if spec is None or spec.loader is None or not (HERE / f"{name}.py").is_file():
+        raise Failure(f"{name}.py is absent; copy the folder again", 3)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -294,6 +300,8 @@ def read_input(path: Path, manifest: dict[str, Any], count: int) -> tuple[list[A
     With them the width and height of the image; None for arrays.
     """
     try:
+        if manifest.get("cloud") and not prepared(path):
+            return cloud_inputs(path, manifest["cloud"]), None
         if path.suffix == ".npy":
             return [np.load(path, allow_pickle=False)], None
         if path.suffix == ".npz":
@@ -307,6 +315,23 @@ def read_input(path: Path, manifest: dict[str, Any], count: int) -> tuple[list[A
         raise
     except Exception as error:  # decoders report damage in a dozen ways
         raise Failure(f"{path}: {error}", 3) from error
+
+
+def prepared(path: Path) -> bool:
+    """Whether a `.npz` holds network inputs and not a sample."""
+    if path.suffix != ".npz":
+        return False
+    with np.load(path, allow_pickle=False) as store:
+        return "input_0" in store.files
+
+
+def cloud_inputs(path: Path, how: dict[str, Any]) -> list[Any]:
+    """The model's inputs from a point cloud, as edgeq made them of the calibration clouds."""
+    points = beside("points")
+    try:
+        return list(points.network_inputs(points.read_cloud(path), how))
+    except points.Unusable as error:
+        raise Failure(f"{path} {error}\n  try: {error.hint}", 3) from error
 
 
 def sqnr_db(expected: Any, found: Any) -> float:
@@ -360,7 +385,19 @@ def finite(value: float) -> float | None:
 
 def describe(outputs: list[Any], manifest: dict[str, Any], size: Any) -> dict[str, Any]:
     """Boxes of a detector in an image of `size`, five labels of a classifier, else shape and range of every output."""
-    head, how = manifest.get("postprocess"), manifest["preprocess"]
+    head, how, cloud = manifest.get("postprocess"), manifest["preprocess"], manifest.get("cloud")
+    if cloud and "head" in cloud:
+        found = beside("points").find_objects(outputs, cloud)
+        return {
+            "objects": [
+                {
+                    "label": cloud["head"]["names"][int(o[6])],
+                    "score": float(o[5]),
+                    "place": [round(float(v), 2) for v in o[:5]],
+                }
+                for o in found
+            ]
+        }
     if head is not None:
         found = boxes().detect(outputs, head, how, size or (how["width"], how["height"]))
         return {
@@ -410,8 +447,10 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {item['text']}")
         for entry in item.get("top", []):
             print(f"  {entry['probability']:6.1%}  {entry['label']}")
-        if item.get("boxes") == []:
+        if [] in (item.get("boxes"), item.get("objects")):
             print("  nothing found")
+        for entry in item.get("objects", []):
+            print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.2f}" for v in entry["place"]))
         for entry in item.get("boxes", []):
             print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.1f}" for v in entry["corners"]))
         for entry in item.get("outputs", []):

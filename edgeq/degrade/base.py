@@ -13,7 +13,7 @@ from edgeq.errors import DataError, InternalError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-Kind = Literal["image", "recording"]
+Kind = Literal["image", "recording", "cloud"]
 Level: TypeAlias = "float | tuple[float, float]"
 """A physical figure, or the range that each item draws its own from, evenly."""
 
@@ -49,7 +49,8 @@ class Degradation:
         """The sample as it arrives; the same for the same `(seed, index)`, whatever was degraded before.
 
         Args:
-            sample: 8-bit RGB image, or recording `(n,)` float32 in -1 to 1 at 16 kHz.
+            sample: 8-bit RGB image; recording `(n,)` float32 in -1 to 1 at 16 kHz; or point cloud `(n, columns)`
+                float32.
             severity: 1 (mild) to 5.
             seed: Of the whole data set.
             index: Of the item.
@@ -98,8 +99,10 @@ def kind_of(sample: Any, place: str) -> Kind:
         return "image"
     if isinstance(sample, np.ndarray) and sample.ndim == 1:
         return "recording"
+    if isinstance(sample, np.ndarray) and sample.ndim == 2 and sample.shape[1] >= 3:
+        return "cloud"
     raise DataError(
-        "edgeq degrades images and recordings only",
+        "edgeq degrades images, recordings and point clouds only",
         code="EQ-D750",
         place=place,
         hint="leave --degrade out",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import MappingProxyType
 
-from edgeq.degrade import audio, image
+from edgeq.degrade import audio, image, points
 from edgeq.degrade.base import SEVERITIES, Condition, Degradation, Kind
 from edgeq.errors import UsageError, unknown_name
 
@@ -36,6 +36,11 @@ _ALL = (
     Degradation("band", "recording", "Hz", (6000, 4000, 3400, 2500, 1800), audio.band_limit, "narrow band"),
     Degradation("mulaw", "recording", "bits", (8, 7, 6, 5, 4), audio.companding, "coarse line coding"),
     Degradation("dropout", "recording", "% of packets", (2, 5, 10, 20, 30), audio.dropouts, "lost packets"),
+    Degradation("jitter", "cloud", "% of the radius", (0.5, 1, 2, 3, 5), points.jitter, "range noise"),
+    Degradation("thinning", "cloud", "% of the points", (25, 50, 70, 80, 90), points.thinning, "few returns"),
+    Degradation("occlusion", "cloud", "% of the points", (10, 20, 30, 40, 50), points.occlusion, "a part is hidden"),
+    Degradation("outliers", "cloud", "% of the points", (1, 2, 5, 10, 20), points.outliers, "stray returns"),
+    Degradation("falloff", "cloud", "times fewer far off", (2, 4, 8, 16, 32), points.falloff, "density by distance"),
 )
 DEGRADATIONS: MappingProxyType[str, Degradation] = MappingProxyType({d.name: d for d in _ALL})
 
@@ -43,7 +48,11 @@ SETS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
     {
         "all": tuple(d.name for d in _ALL if not d.source),
         "qrid": tuple(d.name for d in _ALL if d.source == QRID),
-        "mix": (*(d.name for d in _ALL if d.source == QRID), "white", "babble", "reverb", "clip"),
+        "mix": (
+            *(d.name for d in _ALL if d.source == QRID),
+            *("white", "babble", "reverb", "clip"),
+            *("jitter", "thinning", "occlusion", "outliers"),
+        ),
     }
 )
 """`all`: everything with five severities. `qrid`: the seven of that study, each at its own level. `mix`: what

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgeq.errors import ModelError, UsageError, unknown_name
-from edgeq.quant.ranges import Array, parse_estimator, search_clip
+from edgeq.quant.ranges import Array, half_to_all, parse_estimator, search_clip
 from edgeq.quant.rounding.table import ROUNDERS, get_rounder
 from edgeq.quant.uniform import group_shape, qparams_from_range, quantize
 from edgeq.spec import PerChannel, PerGroup, QParams, QuantSpec
@@ -21,7 +21,7 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, *, name: str = "weight") -> 
 
     Args:
         weight: Any shape `(...)`; scales come out as `()`, `(channels,)` or `(rows, groups)`.
-        spec: Grid and estimator (`minmax`, `percentile:P` or `mse`).
+        spec: Grid and estimator (`minmax`, `percentile:P`, `mse` or `sparse_grid`).
         name: Attribute path, for messages.
 
     Raises:
@@ -37,6 +37,8 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, *, name: str = "weight") -> 
         low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     elif spec.observer == "mse":
         low, high = search_clip(low, high, lambda a, b: _row_errors(rows, a, b, spec), symmetric=spec.symmetric)
+    elif spec.observer == "sparse_grid":
+        low, high = half_to_all(low, high, lambda a, b: _row_errors(rows, a, b, spec))
     return qparams_from_range(low.reshape(shape), high.reshape(shape), spec)
 
 

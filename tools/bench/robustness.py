@@ -41,6 +41,8 @@ class Case:
 _CIFAR = ("--data", "{data}/cifar10/test.npz", "--degrade", "qrid,noise:3,blur:3,dark:2")
 _PHOTOS = ("--calib", "{data}/yolo/images", "--samples", "32", "--runs", "15")
 _OF_QRID = "noise_low,noise_med,blur_med,jpeg_heavy"
+_CLOUDS = ("--calib", "{data}/pointcloud/furniture_2048.npz", "--samples", "44", "--runs", "15")
+_POINTMLP = ("--weights", "{data}/pointcloud/pointmlp_elite_modelnet40.safetensors")
 CASES = {
     "vit_nano W8A8": Case(("vit_nano", "--device", "rpi", "--scheme", "integer", "--runs", "15"), _CIFAR),
     "vit_nano W4A8": Case(
@@ -49,6 +51,13 @@ CASES = {
     "yolox_nano W8A8": Case(
         ("{data}/yolo/yolox_nano.onnx", "--family", "yolo", "--device", "x86", "--scheme", "static", *_PHOTOS),
         ("--model", "{data}/yolo/yolox_nano.onnx", "--data", "{data}/yolo", "--degrade", _OF_QRID),
+    ),
+    "pointmlp_elite W8A8": Case(
+        ("points:pointmlp_elite", "--device", "rpi", "--scheme", "static", *_POINTMLP, *_CLOUDS),
+        (
+            *(*_POINTMLP, "--data", "{data}/pointcloud/furniture_2048.npz"),
+            *("--degrade", "jitter:2,thinning:3,occlusion:2,outliers:2,falloff:3"),
+        ),
     ),
 }
 

@@ -22,7 +22,7 @@ DOCUMENTS = (
     README,
     *(
         README.parent / "docs" / name
-        for name in ("methods.md", "robustness.md", "families/whisper.md", "families/yolo.md")
+        for name in ("methods.md", "robustness.md", "families/whisper.md", "families/yolo.md", "families/points.md")
     ),
 )
 
@@ -302,6 +302,52 @@ def yolo_table() -> str:
     return "\n".join(lines)
 
 
+def points_table() -> str:
+    """PointMLP over both halves of the clouds."""
+    lines = [
+        "| file | MB | top-1 %: float, file (95 % of the difference) | same class as float | SQNR dB | time / float |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows: dict[str, Any] = json.loads((RESULTS / "points.json").read_text(encoding="utf-8"))
+    for name, row in sorted(rows.items()):
+        if "metric" not in row:
+            continue
+        metric = row["metric"]
+        low, high = metric["difference_interval"]
+        cells = [
+            name,
+            f"{max(row['bytes']) / 1e6:.2f} of {row['float_bytes'] / 1e6:.1f}",
+            f"{metric['float']:.1f}, {metric['quantized']:.1f} ({low:+.1f} to {high:+.1f}, n={metric['n']})",
+            f"{row['same_class']} of {row['clouds']}",
+            ", ".join(f"{v:.0f}" for v in row["sqnr_db"]),
+            ", ".join(f"{latency['ratio']:.2f}" for latency in row["latency"] if latency),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pillars_table() -> str:
+    """Range rules on a map seen from above."""
+    rows: dict[str, Any] = json.loads((RESULTS / "pillars.json").read_text(encoding="utf-8"))["rules"]
+    lines = [
+        "| range of the map | of the largest value, 8 and 4 bits | SQNR dB but for zeros | mAP % | same objects |",
+        "|---|---|---|---|---|",
+    ]
+    for rule in dict.fromkeys(key.rpartition(" ")[0] for key in rows if key != "zeros"):
+        found = [rows[f"{rule} {bits}"] for bits in (8, 4)]
+        cells = [
+            f"`{rule}`",
+            ", ".join(f"{r['range']:.2f}" for r in found),
+            ", ".join(f"{r['sqnr_db']:.1f}" for r in found),
+            ", ".join(f"{r['quantized']:.1f}" for r in found),
+            ", ".join(f"{100 * r['agreement']:.1f} %" for r in found),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    exact = rows["minmax 8"]
+    lines.append(f"| float |  |  | {exact['float']:.1f} | (n={exact['n']}) |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "cost": cost_table,
@@ -317,6 +363,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mcu": mcu_table,
     "whisper": whisper_table,
     "yolo": yolo_table,
+    "points": points_table,
+    "pillars": pillars_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 

@@ -50,7 +50,7 @@ def test_no_path_of_the_machine_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", sorted(set(MANIFEST.to_dict()) - {"schema", "runtime", "networks", "driver", "postprocess"})
+    "key", sorted(set(MANIFEST.to_dict()) - {"schema", "runtime", "networks", "driver", "postprocess", "cloud"})
 )
 def test_missing_and_wrong_values_are_named(key: str) -> None:
     data = MANIFEST.to_dict()
@@ -78,6 +78,7 @@ def test_files_stay_in_the_folder(path: str) -> None:
         {"golden": {"min_sqnr_db": "high"}},
         {"golden": {"min_sqnr_db": True}},
         {"postprocess": ["boxes"]},
+        {"cloud": 3},
         {"preprocess": {"height": 0, "width": 8}},
         {"preprocess": {"wide": 8}},
         {"seed": True},

@@ -35,8 +35,21 @@ def speech(seed: int, seconds: float = 3.0) -> np.ndarray:
     return (0.1 * voice * rhythm).astype(np.float32)
 
 
+def scan(seed: int, count: int = 600) -> np.ndarray:
+    """The surface of a box with normals, off the origin."""
+    random = np.random.default_rng(seed)
+    places, axis = random.uniform(-1, 1, (count, 3)), random.integers(3, size=count)
+    sides = random.choice([-1.0, 1.0], count)
+    normals = np.zeros((count, 3))
+    normals[np.arange(count), axis] = places[np.arange(count), axis] = sides
+    return np.concatenate([places * (1, 2, 3) + 5, normals], 1).astype(np.float32)
+
+
+MAKERS = {"image": photo, "recording": speech, "cloud": scan}
+
+
 def sample_of(name: str, seed: int) -> Image.Image | np.ndarray:
-    return photo(seed) if DEGRADATIONS[name].kind == "image" else speech(seed)
+    return MAKERS[DEGRADATIONS[name].kind](seed)
 
 
 def error(name: str, severity: int, seed: int) -> float:
@@ -97,6 +110,36 @@ def test_short_and_silent_recordings_survive(name: str, count: int) -> None:
         assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("columns", [3, 6, 7])
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("name", [n for n in NAMES if DEGRADATIONS[n].kind == "cloud"])
+def test_small_clouds_survive(name: str, count: int, columns: int) -> None:
+    for cloud in (np.ones((count, columns), np.float32), np.pad(scan(1, count), ((0, 0), (0, 1)))[:, :columns]):
+        found = DEGRADATIONS[name](cloud, 5, seed=0, index=0)
+        assert (found.shape, found.dtype) == (cloud.shape, np.float32)
+        assert np.isfinite(found).all()
+
+
+def test_levels_of_clouds_mean_what_they_say() -> None:
+    cloud = scan(2, 2000)
+    radius = np.linalg.norm(cloud[:, :3] - cloud[:, :3].mean(0), axis=1).max()
+    noisy = DEGRADATIONS["jitter"](cloud, 3, seed=0, index=0)
+    assert (noisy - cloud)[:, :3].std() == pytest.approx(0.02 * radius, rel=0.05)
+    assert np.array_equal(noisy[:, 3:], cloud[:, 3:])
+    known = {row.tobytes() for row in cloud}
+    for name, share in (("thinning", 0.7), ("occlusion", 0.3)):
+        found = DEGRADATIONS[name](cloud, 3, seed=0, index=0)
+        assert {row.tobytes() for row in found} <= known
+        assert len(np.unique(found, axis=0)) == pytest.approx((1 - share) * 2000, abs=2)
+    stray = DEGRADATIONS["outliers"](cloud, 4, seed=0, index=0)
+    moved = (stray != cloud).any(1)
+    assert moved.sum() == 200
+    assert np.linalg.norm(stray[moved, :3] - cloud[:, :3].mean(0), axis=1).max() <= radius * 1.001
+    np.testing.assert_allclose(np.linalg.norm(stray[moved, 3:], axis=1), 1, atol=1e-5)
+    kept = (DEGRADATIONS["falloff"](cloud, 4, seed=0, index=0) == cloud).all(1)
+    assert 0.2 < kept.mean() < 0.5
+
+
 def test_levels_mean_what_they_say() -> None:
     grey, recording = Image.new("RGB", (200, 200), (128, 128, 128)), speech(3)
     noisy = np.asarray(DEGRADATIONS["noise"](grey, 3, seed=0, index=0), dtype=float)
@@ -123,6 +166,7 @@ def test_names_severities_and_sets() -> None:
     assert Condition(DEGRADATIONS["blur"], 2).name == "blur:2"
     assert kind_of(photo(0), "here") == "image"
     assert kind_of(speech(0), "here") == "recording"
+    assert kind_of(scan(0), "here") == "cloud"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +197,6 @@ def test_any_text_gives_conditions_or_a_coded_error(text: str) -> None:
 
 def test_other_samples_and_severities_are_refused() -> None:
     with pytest.raises(DataError):
-        kind_of(np.zeros((3, 3)), "here")
+        kind_of(np.zeros((3, 3, 3)), "here")
     with pytest.raises(InternalError):
         DEGRADATIONS["jpeg"](photo(0), 6, seed=0, index=0)

@@ -148,7 +148,7 @@ def test_unknown_estimators_name_the_nearest() -> None:
         parse_estimator("percentil:0.9")
     assert caught.value.code == "EQ-U020"
     assert "percentile" in str(caught.value.hint)
-    assert set(ESTIMATORS) == {"minmax", "percentile", "mse"}
+    assert set(ESTIMATORS) == {"minmax", "percentile", "mse", "sparse_grid"}
 
 
 @pytest.mark.parametrize(
@@ -167,3 +167,28 @@ def test_channels_and_empty_statistics_are_refused() -> None:
     with pytest.raises(DataError) as data:
         choose_range(TensorStatistics(), QuantSpec())
     assert data.value.code == "EQ-D031"
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 1000), st.integers(0, 20_000), st.sampled_from([4, 8]), st.booleans())
+def test_sparse_grid_cuts_at_most_half_and_does_not_see_zeros(
+    seed: int, zeros: int, bits: int, symmetric: bool
+) -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(seed)) ** 3
+    spec = QuantSpec(bits, symmetric, observer="sparse_grid")
+    dense, sparse = statistics(values), statistics(torch.cat([values, torch.zeros(zeros)]))
+    low, high = choose_range(dense, spec)
+    assert choose_range(sparse, spec) == (low, high)
+    assert 0.5 * high <= high <= dense.high
+    assert dense.low <= low <= 0.5 * dense.low
+    assert high >= 0.5 * dense.high
+    assert modelled(dense, (low, high), spec) <= modelled(dense, (dense.low, dense.high), spec)
+
+
+def test_shares_lose_what_is_rare_and_sparse_grid_does_not() -> None:
+    """One map in a thousand cells far from zero: what LiDAR-PTQ is for."""
+    x = torch.zeros(100_000)
+    x[:100] = torch.linspace(8, 10, 100)
+    stats = statistics(x)
+    assert choose_range(stats, QuantSpec(observer="percentile:0.999"))[1] < 9
+    assert choose_range(stats, QuantSpec(observer="sparse_grid"))[1] > 9.5
