@@ -1,8 +1,21 @@
 """Samples on disk: images, and what else families read."""
 
 from edgeq.data.boxes import open_boxes
+from edgeq.data.depth import DepthFile, open_depth
 from edgeq.data.images import decode, open_images, preprocess
 from edgeq.data.source import Item, Role, Source, split
 from edgeq.data.speech import open_speech
 
-__all__ = ["Item", "Role", "Source", "decode", "open_boxes", "open_images", "open_speech", "preprocess", "split"]
+__all__ = [
+    "DepthFile",
+    "Item",
+    "Role",
+    "Source",
+    "decode",
+    "open_boxes",
+    "open_depth",
+    "open_images",
+    "open_speech",
+    "preprocess",
+    "split",
+]
