@@ -101,7 +101,7 @@ def _write_network(folder: Path, session: Session, shipped: Candidate) -> Arrays
     expected += [model.run(*sample) for sample in inputs[1:]]
     write_golden(folder, inputs, expected)
     if shipped.read_back.memory is None:
-        write_runner(folder, detector=session.adapter.loaded.postprocess is not None)
+        write_runner(folder, session.adapter.loaded.postprocess)
     else:
         firmware.write_firmware(folder, session.adapter.loaded.name, shipped.path, inputs)
     return expected[0]

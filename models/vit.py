@@ -162,19 +162,10 @@ def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
 
 
 def _load_onnx(path: Path, family: str) -> VitAdapter:
-    from edgeq.graph.onnx_import import import_onnx
-    from edgeq.graph.parity import check_parity
+    from edgeq.models.onnx_image import import_image_network
 
-    imported = import_onnx(path)
-    shape = imported.input_shapes[0]
-    if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
-        raise ModelError(
-            f"{family} takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
-            code="EQ-M008",
-            place=path.name,
-            hint="edgeq models lists the families and what they take",
-        )
-    report = check_parity(imported, path, seed=0)
+    imported, error = import_image_network(path, family)
+    rows, columns = imported.input_shapes[0][2:]
     loaded = LoadedModel(
         name=path.stem,
         family=family,
@@ -182,11 +173,11 @@ def _load_onnx(path: Path, family: str) -> VitAdapter:
         input_names=imported.input_names,
         input_shapes=imported.input_shapes,
         output_names=imported.output_names,
-        preprocess=Preprocess(shape[2], shape[3]),
+        preprocess=Preprocess(rows, columns),
         weights_sha256=imported.sha256,
         classes=None,
         source=path.name,
-        import_error=report.max_rel_error,
+        import_error=error,
     )
     return VitAdapter(loaded)
 

@@ -105,22 +105,12 @@ def load_yolo(request: ModelRequest) -> YoloAdapter:
 
 def _load_onnx(path: Path) -> YoloAdapter:
     from edgeq.graph.onnx_file import describe_file
-    from edgeq.graph.onnx_import import import_onnx
-    from edgeq.graph.parity import check_parity
+    from edgeq.models.onnx_image import import_image_network
 
     notes, open_inputs = describe_file(path)
-    imported = import_onnx(path, _sizes(notes, open_inputs))
-    shape = imported.input_shapes[0]
-    if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
-        raise ModelError(
-            f"a detector takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
-            code="EQ-M650",
-            place=path.name,
-            hint="edgeq models lists the families and what they take",
-        )
-    report = check_parity(imported, path, seed=0)
+    imported, error = import_image_network(path, "yolo", _sizes(notes, open_inputs))
     names = _names(notes.get("names", ""))
-    return _adapter(path.stem, imported.graph, names, imported.sha256, path.name, report.max_rel_error)
+    return _adapter(path.stem, imported.graph, names, imported.sha256, path.name, error)
 
 
 def _sizes(notes: Mapping[str, str], open_inputs: Sequence[str]) -> dict[str, tuple[int, ...]] | None:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq import detection
+from edgeq import depthmap, detection
 from edgeq.hashing import file_sha256
 
 MANIFEST = "manifest.json"
@@ -23,7 +23,8 @@ EVIDENCE = "evidence.json"
 GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_EXPECTED = "golden/expected.npz"
 RUNNER = "run.py"
-DETECTION = "detection.py"
+READERS = {"depth": depthmap}
+"""What reads outputs on the device, by the manifest's `postprocess`; anything else is a detector."""
 
 Array: TypeAlias = NDArray[Any]
 
@@ -70,11 +71,17 @@ def write_golden(folder: Path, inputs: Sequence[Sequence[Array]], expected: Sequ
         write_arrays(folder / name, {f"{prefix}_{i}": array for i, array in enumerate(stacked)})
 
 
-def write_runner(folder: Path, *, detector: bool = False) -> None:
-    """Copy `run.py`, which needs only numpy and the runtime, into `folder`; for a `detector` what makes boxes, too."""
+def write_runner(folder: Path, postprocess: Mapping[str, Any] | None = None) -> None:
+    """Copy `run.py`, which needs only numpy and the runtime, into `folder`, with what reads the outputs, if anything.
+
+    Args:
+        folder: The bundle.
+        postprocess: Of the manifest.
+    """
     shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
-    if detector:
-        shutil.copyfile(str(detection.__file__), folder / DETECTION)
+    if postprocess is not None:
+        reader = str(READERS.get(postprocess["decode"], detection).__file__)
+        shutil.copyfile(reader, folder / Path(reader).name)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:

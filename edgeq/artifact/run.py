@@ -8,6 +8,7 @@
     python run.py                    compare this machine's results with the golden vectors
     python run.py photo.jpg x.npy    run images (needs Pillow) or prepared inputs
     python run.py clip.wav           with a driver beside this file: run what that reads
+    python run.py --save maps a.jpg  write the outputs; of a depth network also pictures of depth (else into .)
     python run.py --bench 100        time it
 
 Exit codes: 0 right; 1 the golden vectors are missed; 2 wrong options; 3 a file cannot be used; 4 a package is absent.
@@ -260,7 +261,7 @@ def preprocess(image: Any, how: dict[str, Any]) -> Any:
     if how["resize"] == "squash":
         image = image.resize((how["width"], how["height"]), resample)
     elif how["resize"] == "letterbox":
-        width, height, left, top = boxes().letterbox(image.width, image.height, how)
+        width, height, left, top = beside("detection").letterbox(image.width, image.height, how)
         photo, image = image, image.resize((how["width"], how["height"]))
         image.paste((how["fill"],) * 3, (0, 0, *image.size))
         image.paste(photo.resize((width, height), resample), (left, top))
@@ -279,11 +280,11 @@ def preprocess(image: Any, how: dict[str, Any]) -> Any:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def boxes() -> Any:
-    """`detection.py` beside this file: it makes boxes of a detector's outputs."""
-    spec = importlib.util.spec_from_file_location("detection", HERE / "detection.py")
-    if spec is None or spec.loader is None or not (HERE / "detection.py").is_file():
-        raise Failure("detection.py is absent; copy the folder again", 3)
+def beside(name: str) -> Any:
+    """A module beside this file: `detection` makes boxes of a detector's outputs, `depthmap` maps of depth."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    if spec is None or spec.loader is None or not (HERE / f"{name}.py").is_file():
+        raise Failure(f"{name}.py is absent; copy the folder again", 3)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -360,10 +361,13 @@ def finite(value: float) -> float | None:
 
 
 def describe(outputs: list[Any], manifest: dict[str, Any], size: Any) -> dict[str, Any]:
-    """Boxes of a detector in an image of `size`, five labels of a classifier, else shape and range of every output."""
+    """Boxes of a detector in an image of `size`, range of a depth map, five labels of a classifier, else of outputs."""
     head, how = manifest.get("postprocess"), manifest["preprocess"]
+    if head is not None and head["decode"] == "depth":
+        reader = beside("depthmap")
+        return {"depth": reader.summarize(reader.read_map(outputs[0], head), head)}
     if head is not None:
-        found = boxes().detect(outputs, head, how, size or (how["width"], how["height"]))
+        found = beside("detection").detect(outputs, head, how, size or (how["width"], how["height"]))
         return {
             "boxes": [
                 {
@@ -415,6 +419,9 @@ def show(result: dict[str, Any]) -> None:
             print("  nothing found")
         for entry in item.get("boxes", []):
             print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.1f}" for v in entry["corners"]))
+        if "depth" in item:
+            print("  {min:.4g} to {max:.4g}, median {median:.4g} ({unit})".format(**item["depth"]))
+            print("", *item["depth"].get("files", []))
         for entry in item.get("outputs", []):
             print(f"  {entry['name']} {entry['shape']}  {entry['min']:.4g} to {entry['max']:.4g}")
     if "golden" in result:
@@ -514,8 +521,20 @@ def run_files(model: Model, manifest: dict[str, Any], files: list[Path], save: P
         results.append({"file": str(path), **describe(outputs, manifest, size)})
         if save:
             save.mkdir(parents=True, exist_ok=True)
+        if size and "depth" in results[-1]:
+            results[-1]["depth"]["files"] = write_maps(outputs, manifest["postprocess"], size, save, path.stem)
+        if save:
             np.savez(save / f"{path.stem}.npz", **{f"output_{i}": a for i, a in enumerate(outputs)})
     return results
+
+
+def write_maps(outputs: list[Any], head: dict[str, Any], size: Any, save: Path | None, stem: str) -> list[str]:
+    """Write the depth of a photo as pictures into `save`, or the current folder."""
+    reader, target = beside("depthmap"), str((save or Path()) / stem)
+    try:
+        return list(reader.write_maps(reader.read_map(outputs[0], head), head, size, target))
+    except OSError as error:
+        raise Failure(f"{target}-depth.png cannot be written: {error.strerror or error}", 3) from error
 
 
 if __name__ == "__main__":

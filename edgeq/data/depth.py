@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from edgeq.data.boxes import inside_images
 from edgeq.data.images import open_images
-from edgeq.data.source import OPTION, Source, file_digest, unreadable
+from edgeq.data.source import OPTION, Source, file_digest, require_unchanged, unreadable
 from edgeq.errors import DataError
 
 SUFFIXES = (".png", ".npy")
@@ -49,12 +49,14 @@ class DepthFile:
         """Depth along the optical axis `(H, W)` in metres, 0 where unknown.
 
         Raises:
-            DataError: EQ-D802 for a file that is no depth map, EQ-D804 for one without a known depth.
+            DataError: EQ-D056 when it changed, EQ-D802 for a file that is no depth map, EQ-D804 for one without a known
+                depth.
         """
         try:
             data = self.path.read_bytes()
         except OSError as error:
             raise unreadable(self.id, error) from error
+        require_unchanged(data, self.sha256, self.id, self.id)
         return decode_depth(data, self.id, self.per_metre)
 
 
