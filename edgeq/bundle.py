@@ -102,7 +102,7 @@ def _write_network(folder: Path, session: Session, shipped: Candidate) -> Arrays
     write_golden(folder, inputs, expected)
     if shipped.read_back.memory is None:
         loaded = session.adapter.loaded
-        write_runner(folder, detector=loaded.postprocess is not None, clouds=loaded.cloud is not None)
+        write_runner(folder, loaded.postprocess, clouds=loaded.cloud is not None)
     else:
         firmware.write_firmware(folder, session.adapter.loaded.name, shipped.path, inputs)
     return expected[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class Evaluation:
         interval: 95 % paired bootstrap interval of quantized minus float.
         agreement: How far both agree on an item, 0 to 1, on average.
         n: Items.
+        also: Other scores, of float and artifact, by name.
     """
 
     metric: str
@@ -94,6 +95,7 @@ class Evaluation:
     interval: tuple[float, float]
     agreement: float
     n: int
+    also: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def drop(self) -> float:
@@ -109,6 +111,7 @@ class Evaluation:
             "n": self.n,
             "difference_interval": [round(v, 4) for v in self.interval],
             "agreement": round(self.agreement, 4),
+            "also": {n: {"float": round(f, 4), "quantized": round(q, 4)} for n, (f, q) in self.also.items()},
         }
 
 
@@ -217,4 +220,5 @@ def score(metric: Metric, reference: Sequence[Any], quantized: Sequence[Any], *,
         interval=bootstrap_totals(quantized, reference, metric.total, seed=seed, resamples=metric.resamples),
         agreement=float(np.mean([metric.alike(a, b) for a, b in zip(reference, quantized, strict=True)])),
         n=len(reference),
+        also={name: (total(reference), total(quantized)) for name, total in metric.also.items()},
     )

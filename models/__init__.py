@@ -20,6 +20,7 @@ FAMILIES: dict[str, str] = {
     "cnn": "edgeq.models.vit:load_vit",
     "yolo": "edgeq.models.yolo:load_yolo",
     "points": "edgeq.models.points:load_points",
+    "depth": "edgeq.models.depth:load_depth",
 }
 
 
@@ -104,6 +105,29 @@ MODELS: dict[str, ModelEntry] = {
             "openai-whisper, with --weights FILE",
             "Whisper base, English, 74 M parameters; encoder and decoder",
             "MIT",
+        ),
+        ModelEntry(
+            "depth_nano",
+            "depth",
+            "edgeq, trained from scratch by tools/train_depth.py",
+            "Depth in metres of synthetic rooms, 0.25 M parameters, 96x128; to try things out, not for photos",
+            "Apache-2.0",
+            ships_weights=True,
+        ),
+        *(
+            ModelEntry(name, "depth", "timm encoder, with --weights FILE", summary, "of the weights")
+            for name, summary in (
+                ("depth_anything_vits", "Depth Anything v1 small, 25 M parameters, 518x518; v1 vitb, vitl as well"),
+                ("depth_anything_v2_vits", "Depth Anything v2 small, 25 M parameters, 518x518; v2 vitb, vitl as well"),
+                (
+                    "depth_anything_v2_metric_hypersim_vits",
+                    "The same in metres, indoors; outdoors depth_anything_v2_metric_vkitti_vits",
+                ),
+                (
+                    "dpt_large_384",
+                    "MiDaS DPT-Large, 344 M parameters; an ONNX file needs --family depth only",
+                ),
+            )
         ),
         *(
             ModelEntry(name, "yolo", "ultralytics (AGPL-3.0), with --weights FILE", summary, "of the weights")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -59,7 +59,8 @@ class LoadedModel:
         classes: Class names of a classifier that knows them.
         source: Description of the origin for the manifest (file name, never a path).
         import_error: Largest relative output error against onnxruntime (ONNX files), else None.
-        postprocess: What `run.py` makes of the outputs, in the form of `edgeq.detection`; None for nothing.
+        postprocess: What `run.py` makes of the outputs, in the form of `edgeq.detection` or `edgeq.depthmap`; None for
+            nothing.
         cloud: How a point cloud becomes the inputs, in the form of `edgeq.points`; None for other samples.
         network: What `--method auto` means.
         schemes: Schemes that `--scheme auto` tries, None for all that the target allows.
@@ -101,6 +102,7 @@ class Metric:
         alike: Agreement of two models' records of one sample, 0 to 1.
         resamples: Draws of the bootstrap interval; few where `total` takes long.
         record: Flat dataclass of the records; None where they are plain data (numbers, texts, lists, mappings).
+        also: Other scores of the same records, by name, which are reported and gate nothing.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Metric:
     alike: Callable[[Any, Any], float] = operator.eq
     resamples: int = RESAMPLES
     record: type | None = None
+    also: Mapping[str, Callable[[Sequence[Any]], float]] = field(default_factory=dict)
 
     def to_plain(self, record: Any) -> Any:
         """A record as plain data, which a journal can keep."""

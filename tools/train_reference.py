@@ -75,7 +75,7 @@ class Training:
 
     Args:
         model: The network.
-        forward: The same network, compiled.
+        forward: The same network, compiled where that pays.
         optimizer: AdamW; biases and norms are not decayed.
         schedule: Two epochs of warm-up, then a cosine to zero.
         average: Moving average of the weights, which is what ships.
@@ -120,9 +120,11 @@ class Training:
         self.average, self.epoch, self.seconds = state["average"], state["epoch"], state["seconds"]
 
 
-def begin(name: str, device: torch.device, lr: float, epochs: int, steps_per_epoch: int) -> Training:
+def begin(
+    network: nn.Module, device: torch.device, lr: float, epochs: int, steps_per_epoch: int, *, compiled: bool = True
+) -> Training:
     """A fresh network with its optimizer and schedule."""
-    model = REFERENCE[name]().to(device).to(memory_format=torch.channels_last)
+    model = network.to(device).to(memory_format=torch.channels_last)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -134,7 +136,7 @@ def begin(name: str, device: torch.device, lr: float, epochs: int, steps_per_epo
         optimizer,
         lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))),
     )
-    return Training(model, torch.compile(model), optimizer, schedule, average)
+    return Training(model, torch.compile(model) if compiled else model, optimizer, schedule, average)
 
 
 def train_epoch(training: Training, images: Tensor, labels: Tensor, batch: int, seed: int, erase: bool) -> None:
@@ -212,7 +214,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     images, labels = (part.to(device) for part in load_split(args.data / "train.npz"))
-    training = begin(args.model, device, args.lr, args.epochs, len(images) // args.batch)
+    training = begin(REFERENCE[args.model](), device, args.lr, args.epochs, len(images) // args.batch)
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "last.pt"
     training.resume(checkpoint, device)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq import detection, points
+from edgeq import depthmap, detection, points
 from edgeq.arrays import Array, write_arrays
 from edgeq.hashing import file_sha256
 
@@ -22,8 +22,8 @@ EVIDENCE = "evidence.json"
 GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_EXPECTED = "golden/expected.npz"
 RUNNER = "run.py"
-DETECTION = "detection.py"
-POINTS = "points.py"
+READERS = {"depth": depthmap}
+"""What reads outputs on the device, by the manifest's `postprocess`; anything else is a detector."""
 
 
 def describe_files(folder: Path) -> list[dict[str, Any]]:
@@ -68,19 +68,19 @@ def write_golden(folder: Path, inputs: Sequence[Sequence[Array]], expected: Sequ
         write_arrays(folder / name, {f"{prefix}_{i}": array for i, array in enumerate(stacked)})
 
 
-def write_runner(folder: Path, *, detector: bool = False, clouds: bool = False) -> None:
+def write_runner(folder: Path, postprocess: Mapping[str, Any] | None = None, *, clouds: bool = False) -> None:
     """Copy `run.py`, which needs only numpy and the runtime, into `folder`, and the modules that it needs beside it.
 
     Args:
         folder: The bundle.
-        detector: Whether boxes are made of the outputs.
+        postprocess: Of the manifest: what reads the outputs.
         clouds: Whether inputs are made of point clouds.
     """
     shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
-    if detector:
-        shutil.copyfile(str(detection.__file__), folder / DETECTION)
-    if clouds:
-        shutil.copyfile(str(points.__file__), folder / POINTS)
+    modules = [] if postprocess is None else [READERS.get(postprocess["decode"], detection)]
+    for module in [*modules, points] if clouds else modules:
+        source = Path(str(module.__file__))
+        shutil.copyfile(source, folder / source.name)
 
 
 def portable(value: Any) -> Any:

@@ -83,7 +83,8 @@ class Manifest:
         golden: Limits on the golden vectors.
         networks: Folders of the networks of a model that has several, each a bundle of its own; empty for one network.
         driver: Name of the module in the bundle that makes several networks one.
-        postprocess: How `detection.py` beside the model makes boxes of the outputs; None for no detector.
+        postprocess: How `detection.py` beside the model makes boxes of the outputs, or `depthmap.py` maps; None for
+            neither.
         cloud: How `points.py` beside the model makes inputs of a point cloud; None for other samples.
         runtime: Options that the runtime must be given for the results that were measured, by its own names.
 

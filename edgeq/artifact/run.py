@@ -9,6 +9,7 @@
     python run.py photo.jpg x.npy    run images (needs Pillow) or prepared inputs
     python run.py cloud.npy          with points.py beside this file: run a point cloud (.npy, .npz, text)
     python run.py clip.wav           with a driver beside this file: run what that reads
+    python run.py --save maps a.jpg  write the outputs; of a depth network also pictures of depth (else into .)
     python run.py --bench 100        time it
 
 Exit codes: 0 right; 1 the golden vectors are missed; 2 wrong options; 3 a file cannot be used; 4 a package is absent.
@@ -260,7 +261,7 @@ def preprocess(image: Any, how: dict[str, Any]) -> Any:
     if how["resize"] == "squash":
         image = image.resize((how["width"], how["height"]), resample)
     elif how["resize"] == "letterbox":
-        width, height, left, top = boxes().letterbox(image.width, image.height, how)
+        width, height, left, top = beside("detection").letterbox(image.width, image.height, how)
         photo, image = image, image.resize((how["width"], how["height"]))
         image.paste((how["fill"],) * 3, (0, 0, *image.size))
         image.paste(photo.resize((width, height), resample), (left, top))
@@ -279,13 +280,8 @@ def preprocess(image: Any, how: dict[str, Any]) -> Any:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def boxes() -> Any:
-    """`detection.py`, which makes boxes of a detector's outputs."""
-    return beside("detection")
-
-
 def beside(name: str) -> Any:
-    """The module `name` beside this file."""
+    """A module beside this file: `detection` and `depthmap` read outputs, `points` makes inputs."""
     spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     if spec is None or spec.loader is None or not (HERE / f"{name}.py").is_file():
         raise Failure(f"{name}.py is absent; copy the folder again", 3)
@@ -384,7 +380,7 @@ def finite(value: float) -> float | None:
 
 
 def describe(outputs: list[Any], manifest: dict[str, Any], size: Any) -> dict[str, Any]:
-    """Boxes of a detector in an image of `size`, five labels of a classifier, else shape and range of every output."""
+    """Boxes in an image of `size`, objects in a cloud, range of a depth map, five labels, else ranges of the outputs."""
     head, how, cloud = manifest.get("postprocess"), manifest["preprocess"], manifest.get("cloud")
     if cloud and "head" in cloud:
         found = beside("points").find_objects(outputs, cloud)
@@ -398,8 +394,11 @@ def describe(outputs: list[Any], manifest: dict[str, Any], size: Any) -> dict[st
                 for o in found
             ]
         }
+    if head is not None and head["decode"] == "depth":
+        reader = beside("depthmap")
+        return {"depth": reader.summarize(reader.read_map(outputs[0], head), head)}
     if head is not None:
-        found = boxes().detect(outputs, head, how, size or (how["width"], how["height"]))
+        found = beside("detection").detect(outputs, head, how, size or (how["width"], how["height"]))
         return {
             "boxes": [
                 {
@@ -453,6 +452,9 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.2f}" for v in entry["place"]))
         for entry in item.get("boxes", []):
             print(f"  {entry['score']:6.1%}  {entry['label']:<16}", *(f"{v:7.1f}" for v in entry["corners"]))
+        if "depth" in item:
+            print("  {min:.4g} to {max:.4g}, median {median:.4g} ({unit})".format(**item["depth"]))
+            print("", *item["depth"].get("files", []))
         for entry in item.get("outputs", []):
             print(f"  {entry['name']} {entry['shape']}  {entry['min']:.4g} to {entry['max']:.4g}")
     if "golden" in result:
@@ -552,8 +554,20 @@ def run_files(model: Model, manifest: dict[str, Any], files: list[Path], save: P
         results.append({"file": str(path), **describe(outputs, manifest, size)})
         if save:
             save.mkdir(parents=True, exist_ok=True)
+        if size and "depth" in results[-1]:
+            results[-1]["depth"]["files"] = write_maps(outputs, manifest["postprocess"], size, save, path.stem)
+        if save:
             np.savez(save / f"{path.stem}.npz", **{f"output_{i}": a for i, a in enumerate(outputs)})
     return results
+
+
+def write_maps(outputs: list[Any], head: dict[str, Any], size: Any, save: Path | None, stem: str) -> list[str]:
+    """Write the depth of a photo as pictures into `save`, or the current folder."""
+    reader, target = beside("depthmap"), str((save or Path()) / stem)
+    try:
+        return list(reader.write_maps(reader.read_map(outputs[0], head), head, size, target))
+    except OSError as error:
+        raise Failure(f"{target}-depth.png cannot be written: {error.strerror or error}", 3) from error
 
 
 if __name__ == "__main__":

@@ -140,6 +140,8 @@ def _show(console: Console, result: ExportResult) -> None:
             f"{metric['name']}: float {metric['float']:.2f}, artifact {metric['quantized']:.2f} "
             f"(n={metric['n']}, difference {low:+.2f} to {high:+.2f} at 95 %)"
         )
+        for name, scores in metric["also"].items():
+            console.result(f"{name}: float {scores['float']:.2f}, artifact {scores['quantized']:.2f}")
     for name, candidate in judged:
         for reason in candidate.rejected:
             console.result(f"{name} {candidate.scheme}: {reason}".strip())

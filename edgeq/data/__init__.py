@@ -2,17 +2,20 @@
 
 from edgeq.data.boxes import open_boxes
 from edgeq.data.clouds import open_clouds, open_scenes
+from edgeq.data.depth import DepthFile, open_depth
 from edgeq.data.images import decode, open_images, preprocess
 from edgeq.data.source import Item, Role, Source, split
 from edgeq.data.speech import open_speech
 
 __all__ = [
+    "DepthFile",
     "Item",
     "Role",
     "Source",
     "decode",
     "open_boxes",
     "open_clouds",
+    "open_depth",
     "open_images",
     "open_scenes",
     "open_speech",

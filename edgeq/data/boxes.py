@@ -40,7 +40,7 @@ def open_boxes(path: Path, classes: int) -> Source[Image.Image]:
     folder = path.expanduser() / "labels"
     if not folder.is_dir():
         raise _unlabelled(path, "has no folder `labels`")
-    files = [folder / _inside(item.id).with_suffix(".txt") for item in source.items]
+    files = [folder / inside_images(item.id).with_suffix(".txt") for item in source.items]
     if not any(file.is_file() for file in files):
         raise _unlabelled(path, "has no label file that is named like one of its photos")
     items = tuple(replace(item, label=_read(file, classes)) for item, file in zip(source.items, files, strict=True))
@@ -110,8 +110,8 @@ def _read(file: Path, classes: int) -> tuple[Box, ...]:
     return parse_boxes(text, classes, f"labels/{file.name}")
 
 
-def _inside(item: str) -> PurePosixPath:
-    """Path of an item below `images/`."""
+def inside_images(item: str) -> PurePosixPath:
+    """Path of an item of `open_images` below `images/`, to find what lies beside it."""
     path = PurePosixPath(item)
     return path.relative_to("images") if path.parts[0] == "images" else path
 

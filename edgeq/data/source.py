@@ -102,13 +102,7 @@ class Source(Generic[Sample]):
             data = self.fetch(index)
         except OSError as error:
             raise unreadable(place, error) from error
-        if hashlib.sha256(data).hexdigest() != item.sha256:
-            raise DataError(
-                f"{item.id} changed while edgeq was running",
-                code="EQ-D056",
-                place=place,
-                hint="run again when nothing writes to the folder",
-            )
+        require_unchanged(data, item.sha256, item.id, place)
         return self.decode(data, place)
 
 
@@ -155,6 +149,21 @@ def file_digest(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise unreadable(str(file), error) from error
+
+
+def require_unchanged(data: bytes, sha256: str, item: str, place: str) -> None:
+    """Refuse other bytes than when the source was opened.
+
+    Raises:
+        DataError: EQ-D056.
+    """
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(
+            f"{item} changed while edgeq was running",
+            code="EQ-D056",
+            place=place,
+            hint="run again when nothing writes to the folder",
+        )
 
 
 def unreadable(place: str, error: OSError) -> DataError:

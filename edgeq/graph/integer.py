@@ -17,7 +17,7 @@ WIDE_BITS = 16
 
 _PRODUCTS = ("linear", "conv2d", "matmul")
 _MOVES = frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze", "cat"})
-_SAME_SCALE = frozenset({"max_pool2d"})
+_SAME_SCALE = frozenset({"max_pool2d", "upsample_nearest2d"})
 
 
 def integer_rules(kinds: Set[str]) -> BackendRules:

@@ -290,6 +290,21 @@ def lower_pool(context: Context, node: fx.Node) -> Value:
     return Value(output.name, image_view(shape), grid)
 
 
+def lower_repeat(context: Context, node: fx.Node) -> Value:
+    """Nearest enlargement of an image by whole numbers: a gather that stands still along two of its axes."""
+    shape, grid = shape_of(node), context.grid(node)
+    image = image_of(context, node)
+    _, height, width, channels = image.shape if len(image.shape) == 4 else (1, *image.shape)
+    rows, columns = shape[2:]
+    if rows % height or columns % width:
+        raise refused(node, f"kernels repeat pixels whole times, not {height} x {width} to {rows} x {columns}")
+    dims = (height, rows // height, width, columns // width, channels)
+    strides = (width * channels, 0, channels, 0, 1)
+    output = context.builder.new(node.name, (1, rows, columns, channels), grid_of(image))
+    context.builder.add(Requantize(node.name, (image.name,), output.name, dims, strides, 0, None))
+    return Value(output.name, image_view(shape), grid)
+
+
 def lower_concat(context: Context, node: fx.Node) -> Value:
     """Tensors side by side along an axis."""
     grid, shape, builder = context.grid(node), shape_of(node), context.builder

@@ -15,6 +15,7 @@ from edgeq.quant.grids.base import Grid, IntegerTable, TableGrid, table_params
 from edgeq.quant.grids.log import Log2, LogSqrt2
 from edgeq.quant.grids.minifloat import FORMATS, Minifloat
 from edgeq.quant.grids.noisy import NoisyGrid, fit_noisy
+from edgeq.quant.grids.sign_log import SignLog
 from edgeq.quant.grids.sulq import ShiftLog2, ShiftLog2Table
 from edgeq.quant.grids.tangent import TanEnds, TanLevels, TanQ
 from edgeq.quant.grids.twin import TwinGelu, TwinUniform
@@ -33,6 +34,7 @@ GRIDS: Mapping[str, type[TableGrid]] = {
         ShiftedAdaLog,
         TanEnds,
         TanLevels,
+        SignLog,
         ShiftLog2,
         ShiftLog2Table,
         Minifloat,
@@ -69,6 +71,7 @@ __all__ = [
     "ShiftLog2",
     "ShiftLog2Table",
     "ShiftedAdaLog",
+    "SignLog",
     "TanEnds",
     "TanLevels",
     "TanQ",

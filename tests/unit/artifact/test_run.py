@@ -148,13 +148,13 @@ def test_absent_packages_are_named(build: Builder, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("file", ["artifact/run.py", "detection.py"])
+@pytest.mark.parametrize("file", ["artifact/run.py", "detection.py", "depthmap.py"])
 def test_runner_is_self_contained(root: Path, file: str) -> None:
     """Standard library, numpy and Pillow only, in the grammar of Python 3.9."""
     tree = ast.parse((root / "edgeq" / file).read_text(), feature_version=(3, 9))
     modules = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     modules |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert modules - set(sys.stdlib_module_names) == ({"numpy", "PIL"} if file.endswith("run.py") else {"numpy"})
+    assert modules - set(sys.stdlib_module_names) == ({"numpy"} if file == "detection.py" else {"numpy", "PIL"})
 
 
 HOW = st.builds(
@@ -275,7 +275,7 @@ BOXED = {**PREPROCESS, "resize": "letterbox", "fill": 114, "align": "corner", "c
 
 
 def test_a_detector_answers_with_boxes_in_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_runner(tmp_path, detector=True)
+    write_runner(tmp_path, HEAD)
     assert (tmp_path / "detection.py").read_text() == Path(detection.__file__).read_text()
     monkeypatch.setattr(runner, "HERE", tmp_path)
     outputs = [np.full((1, 4, 1, 1), 0.5, np.float32), np.array([[[[-9.0]], [[9.0]]]], np.float32)]

@@ -115,6 +115,33 @@ def test_layers_of_a_cnn_stay_in_image_order() -> None:
     assert len(gathers) == 2, [op.name for op in gathers]  # the two crops
 
 
+class _Enlarged(nn.Module):
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.last, self.size = nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 1, 1), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.interpolate(torch.relu(self.first(x)), size=self.size) + 1)
+
+
+def test_nearest_enlargement_repeats_codes() -> None:
+    samples = noise(1, 2, 3, 4)
+    form = legalized(_Enlarged((6, 12)).eval(), samples)
+    graph = lower(form.emission, form.plan, "small")
+    assert max(gap for _, gap in differences(form, graph, samples[0]).values()) <= 1
+    (repeat,) = [op for op in graph.ops if isinstance(op, Requantize) and len(op.dims) == 5]
+    assert (repeat.dims, repeat.strides, repeat.scaling) == ((3, 2, 4, 3, 5), (20, 0, 5, 0, 1), None)
+    codes = np.arange(60, dtype=np.int16)
+    found = run_op(graph.tensors, repeat, [codes]).reshape(6, 12, 5)
+    low, high = graph.tensors[repeat.output].low, graph.tensors[repeat.output].high
+    expected = codes.reshape(3, 4, 5).repeat(2, axis=0).repeat(3, axis=1)
+    np.testing.assert_array_equal(found, expected.clip(low, high))
+    with pytest.raises(ModelError, match="whole times") as caught:
+        lowered(_Enlarged((5, 12)).eval(), samples)
+    assert caught.value.code == "EQ-M500"
+
+
 def test_four_bit_weights_are_kept_as_such() -> None:
     module = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 3))
     graph = lowered(module.eval(), noise(5, 12), Precision(4, 8))
