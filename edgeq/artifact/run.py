@@ -380,7 +380,7 @@ def finite(value: float) -> float | None:
 
 
 def describe(outputs: list[Any], manifest: dict[str, Any], size: Any) -> dict[str, Any]:
-    """Boxes in an image of `size`, objects in a cloud, range of a depth map, five labels, else ranges of the outputs."""
+    """Boxes in an image of `size`, objects in a cloud, range of a depth map, five labels, else of outputs."""
     head, how, cloud = manifest.get("postprocess"), manifest["preprocess"], manifest.get("cloud")
     if cloud and "head" in cloud:
         found = beside("points").find_objects(outputs, cloud)
