@@ -115,7 +115,7 @@ class SshTransport:
 
     def __init__(self, address: Address, python: str = "python3", limits: Limits | None = None) -> None:
         if not python or not python.isprintable():
-            message, hint = f"{python!r} is no name of a program", "such as --python /home/pi/venv/bin/python"
+            message, hint = f"{python!r} is no name of a program", "such as --python /opt/venv/bin/python"
             raise UsageError(message, code="EQ-U870", place="--python", hint=hint)
         program = shutil.which("ssh")
         if program is None:
