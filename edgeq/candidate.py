@@ -35,6 +35,8 @@ Learn = Callable[[fx.GraphModule, Legalized, Placement], tuple[Legalized, Learne
 """Learns codes, grids and biases of a legalized graph: `(float graph, legalized, placement)`."""
 
 SIMULATED = 4  # samples on which the simulation is run beside the artifact
+APART_DB = 10.0
+"""A file that is so much less faithful than its simulation computes something else than was planned."""
 RANKED = 5  # layers named in evidence and messages
 
 
@@ -152,6 +154,10 @@ def build(
         rejected.append(f"{len(read_back.missing)} planned weights are not in the file: {read_back.missing[0]}, ...")
     if read_back.extra:
         rejected.append(f"{len(read_back.extra)} integer weights in the file nobody planned: {read_back.extra[0]}, ...")
+    if read_back.misfits:
+        rejected.append(
+            f"{len(read_back.misfits)} layers of the file have a bias on another grid: {read_back.misfits[0]}, ..."
+        )
     if not legalized.plan.weights():
         rejected.append("no layer of this model has a weight that could be quantized")
     candidate = Candidate(
@@ -208,9 +214,20 @@ def measure_fidelity(
             for truth, outputs in zip(reference[:SIMULATED], simulated, strict=True)
         ]
     )
+    reached = summarize(
+        [
+            min(sqnr_db(r, o) for r, o in zip(truth, found, strict=True))
+            for truth, found in zip(reference[:SIMULATED], outputs[:SIMULATED], strict=True)
+        ]
+    )
     layers = layer_fidelity(graph, legalized, few[:2])
     execution = model.execution()
     useless = adapter.collapse(reference, outputs) if isinstance(adapter, Guarded) else ""
+    if predicted.median - reached.median > APART_DB:
+        useless = (
+            f"the file computes something else than was planned: {reached.median:.1f} dB where its simulation has "
+            f"{predicted.median:.1f}"
+        )
     return replace(
         candidate,
         fidelity=fidelity,

@@ -68,6 +68,7 @@ class ReadBack:
         weights: Integer codes by plan tensor name, in the plan's layout.
         missing: Plan tensors whose integers or scales the file does not hold.
         extra: Integer constants of the file that no plan tensor accounts for.
+        misfits: Layers whose bias is on another grid than their products: numbers of different units would be added.
         memory: Where it becomes a program for a microcontroller, what that takes.
     """
 
@@ -75,6 +76,7 @@ class ReadBack:
     weights: Mapping[str, NDArray[np.int32]]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
+    misfits: tuple[str, ...] = ()
     memory: Memory | None = None
 
     @property
@@ -99,6 +101,7 @@ class ReadBack:
             "weights_equal_plan": len(self.weights),
             "missing": list(self.missing),
             "extra": list(self.extra),
+            "misfits": list(self.misfits),
             "memory": None if self.memory is None else asdict(self.memory),
         }
 

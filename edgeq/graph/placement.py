@@ -46,6 +46,7 @@ class BackendRules:
         dynamic_group: Inputs that share a symmetric scale where activations are quantized at run time; 0 for
             asymmetric ranges.
         dynamic_rows: Without a group, each row of a linear layer's input has a range; otherwise the input has one.
+        moves_together: What is moved out of one float tensor gets one grid.
     """
 
     name: str
@@ -62,6 +63,7 @@ class BackendRules:
     early: frozenset[str] = frozenset()
     dynamic_group: int = 0
     dynamic_rows: bool = True
+    moves_together: bool = False
 
     def writes_codes(self, kind: str) -> bool:
         """Whether the integer kernel of `kind` writes codes; otherwise it writes reals."""
@@ -146,6 +148,8 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
             for operand in data_operands(node, weighted=False):
                 specs.setdefault(node.name, specs[operand.name])
                 groups.join(operand.name, node.name)
+    if rules.moves_together:
+        _join_moved(nodes, rules, specs, moved, groups)
     fixed = {groups.find(n.name): rules.fixed[op_kind(n)] for n in static if op_kind(n) in rules.fixed}
     operands = [sources[n][i][0] for n in static for i in rules.symmetric.get(op_kind(n), ())]
     centred = {groups.find(t.name) for t in operands if not (rules.inputs_only and _from_zero(t))} - set(fixed)
@@ -159,6 +163,27 @@ def place(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> Pl
         fixed=fixed,
         absorbed=frozenset(n.name for n in absorbed if ops[n.name].mode != "float"),
     )
+
+
+def _join_moved(
+    nodes: list[fx.Node], rules: BackendRules, specs: Mapping[str, QuantSpec], moved: set[fx.Node], groups: _Groups
+) -> None:
+    """One grid for everything that is moved out of one float tensor.
+
+    The TFLite converter quantizes such a tensor once, before the moves; of two grids it keeps one, while the biases of
+    the layers that read the other stay as they are.
+    """
+    for node in nodes:
+        if node.name in specs and node not in moved and op_kind(node) in rules.movement:
+            for origin in _origins(node, rules):
+                if origin.name not in specs:
+                    groups.join(node.name, origin.name)
+
+
+def _origins(node: fx.Node, rules: BackendRules) -> list[fx.Node]:
+    """The tensors whose values `node`, a move, puts out."""
+    operands = data_operands(node, weighted=False)
+    return [o for t in operands for o in (_origins(t, rules) if op_kind(t) in rules.movement else [t])]
 
 
 def _shared(

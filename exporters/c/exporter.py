@@ -89,7 +89,7 @@ class CExporter:
         ops = tuple(
             FileOp(i, type(op).__name__, op.output, macs(op), "int8", _bytes(op)) for i, op in enumerate(graph.ops)
         )
-        return ReadBack(ops, found, missing, tuple(extra), memory_of(graph))
+        return ReadBack(ops, found, missing, tuple(extra), memory=memory_of(graph))
 
 
 def codes_in_plan_order(op: Conv | Depthwise | FullyConnected) -> NDArray[np.int64]:

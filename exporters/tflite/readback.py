@@ -20,6 +20,7 @@ from edgeq.spec import QuantPlan
 
 _WEIGHT_OPERAND = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1}
 _DATA_OPERAND = {"TRANSPOSE_CONV": 2}
+_BIAS_OPERAND = {"FULLY_CONNECTED": 2, "CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "TRANSPOSE_CONV": 3}
 _PICKS = ("GATHER", "GATHER_ND")
 _BEHIND_PICKS = {"CAST": (0,), "RESHAPE": (0,), "SELECT": (1, 2), "SELECT_V2": (1, 2)}
 """Operands through which a picked row goes on; a choice has a filler for rows beyond the table."""
@@ -48,7 +49,7 @@ def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     reader = _Reader(model, schema)
     match = match_weights(reader.integer_constants(), plan)
-    return ReadBack(tuple(reader.ops()), match.weights, match.missing, match.extra)
+    return ReadBack(tuple(reader.ops()), match.weights, match.missing, match.extra, tuple(reader.misfits()))
 
 
 class _Reader:
@@ -122,6 +123,25 @@ class _Reader:
             return "int8" if self.is_integer(inputs[data]) else "dynamic"
         operands = [i for i in inputs if i >= 0 and self.graph.tensors[i].type != 2]
         return "int8" if operands and self.is_integer(output) and self.is_integer(operands[0]) else "float"
+
+    def misfits(self) -> list[str]:
+        """Layers on integers whose bias does not have the scales of input and weight multiplied."""
+        found = []
+        for op in self.graph.operators:
+            name = self.op_name(op)
+            place = _BIAS_OPERAND.get(name, len(op.inputs))
+            if place >= len(op.inputs) or op.inputs[place] < 0:
+                continue
+            places = (_DATA_OPERAND.get(name, 0), _WEIGHT_OPERAND[name], place)
+            scales = [self._scales(int(op.inputs[p])) for p in places]
+            if all(s.size for s in scales) and not np.allclose(scales[0] * scales[1], scales[2], rtol=1e-3, atol=0):
+                found.append(f"{name} at tensor {int(op.outputs[0])}")
+        return found
+
+    def _scales(self, index: int) -> NDArray[np.float64]:
+        """Scales of an integer tensor; empty for floats."""
+        grid = self.graph.tensors[index].quantization
+        return np.asarray([] if grid is None or grid.scale is None else grid.scale, dtype=np.float64)
 
     def integer_constants(self) -> list[Constant]:
         """Name, codes and scales of every int8 constant that a product, a convolution or a table reads."""

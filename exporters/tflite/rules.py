@@ -31,6 +31,8 @@ TFLITE = BackendRules(
     symmetric={"matmul": (1,)},
     # XNNPACK has no INT4 convolution, and the builtin kernel is three times slower than its INT8 one.
     int4=frozenset({"linear"}),
+    # The converter quantizes such a tensor once, before the moves; of two grids it would keep one.
+    moves_together=True,
 )
 
 _PRODUCTS = (

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from edgeq.devices.litert import LiteRtModel
 from edgeq.exporters import get_exporter
 from edgeq.graph.capture import capture
 from edgeq.graph.legalize import legalize, observed
 from edgeq.graph.placement import place
+from edgeq.metrics import sqnr_db
 from edgeq.quant.calibrator import calibrate
 from edgeq.recipe import place_scheme
 from edgeq.spec import Precision
@@ -70,3 +72,38 @@ def test_only_a_centred_right_operand_is_multiplied_by_xnnpack(centred: bool, tm
     (product,) = [op for op in LiteRtModel(path).ops if op.name == "BATCH_MATMUL"]
     assert product.delegated is centred
     assert [op.kernel for op in exporter.read_back(path, legalized).ops if op.op == "BATCH_MATMUL"] == ["int8"]
+
+
+class Halves(nn.Module):
+    """Both halves of a tensor that stays float: one is read by a layer, both are joined with its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(12, 2, 1)
+        with torch.no_grad():
+            self.first.weight[:4] *= 20.0  # the halves want different grids
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.first(x)
+        quiet, loud = both[:, 4:], both[:, :4]
+        return self.last(torch.cat([loud, quiet, self.inner(quiet)], 1))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_halves_of_a_float_tensor_share_a_grid_or_biases_are_wrong(together: bool, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    exporter = get_exporter("tflite")
+    example = (torch.randn(1, 3, 8, 8),)
+    graph = capture(Halves().eval(), example)
+    rules = replace(exporter.rules, moves_together=together)
+    config, _ = place_scheme(graph, exporter, "integer", Precision(keep_float=("first",)))
+    placement = place(graph, config, rules)
+    legalized = legalize(
+        graph, placement, config, rules, calibrate(graph, observed(graph, placement), [example]), "integer"
+    )
+    exporter.emit(legalized.emission, example, legalized.plan, tmp_path / "halves.tflite")
+    assert (exporter.read_back(tmp_path / "halves.tflite", legalized).misfits == ()) is together
+    with torch.no_grad():
+        expected = legalized.simulation(*example)[0].numpy()
+    (found,) = LiteRtModel(tmp_path / "halves.tflite").run(example[0].numpy())
+    assert (sqnr_db(expected, found) > 25) is together
