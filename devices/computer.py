@@ -121,9 +121,11 @@ class Computer:
                 found = link.ask("look", **request)
                 return self._untimed(artifact, found, environment)
             try:
-                found = link.ask("profile", seen, **request)
-            except (DeviceError, KeyboardInterrupt) as error:
-                if not times or isinstance(error, KeyboardInterrupt):
+                # Beside the runs themselves: loading, and twice as many seconds for `against`.
+                limit = self._transport.limits.answer + 3 * self._seconds
+                found = link.ask("profile", seen, limit=limit, **request)
+            except DeviceError as error:
+                if not times:
                     raise
                 return self._partial(artifact, times, environment, error)
         return self._whole(artifact, found, environment, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,8 @@ def verify(console: Console, artifact: Path, on: str, **way: Any) -> int:
         said = "every value equal"
     else:
         quality = result["sqnr_db"]
-        said = f"SQNR median {quality['median']:.1f} dB, worst {quality['worst']:.1f} dB"
+        median = "equal" if quality["median"] == math.inf else f"{quality['median']:.1f} dB"
+        said = f"SQNR median {median}, worst {quality['worst']:.1f} dB"
         said += "" if result["agreement"] is None else f", same class in {100 * result['agreement']:.0f} %"
     console.result(f"{name} on {found.device}: {found.vectors} golden vectors, {said}")
     console.result("passed" if found.passed else "FAILED")

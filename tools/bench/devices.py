@@ -35,7 +35,7 @@ def repeatability(artifact: Artifact, address: str, pairs: int, python: str) -> 
     """Pairs of profiles: differences of their medians in percent."""
     medians = []
     for _ in range(2 * pairs):
-        profile = open_device(address, python=python).profile(artifact, "auto").to_dict()
+        profile = open_device(address, python=python, wait=600).profile(artifact, "auto").to_dict()
         medians.append({key: profile[key] for key in ("p50", "min", "p90", "runs", "settled", "notes")})
     values = np.array([m["p50"] for m in medians]).reshape(pairs, 2)
     apart = 100 * np.abs(values[:, 1] / values[:, 0] - 1)
@@ -91,7 +91,7 @@ def overhead(artifact: Artifact, blocks: int) -> dict[str, Any]:
 def computed(artifact: Artifact, address: str, python: str) -> dict[str, Any]:
     """The golden vectors on a device."""
     start = time.perf_counter()
-    found = open_device(address, python=python).verify(artifact).to_dict()
+    found = open_device(address, python=python, wait=600).verify(artifact).to_dict()
     finite = {k: v if np.isfinite(v) else None for k, v in found["sqnr_db"].items()}
     kept = {key: found[key] for key in ("device", "vectors", "exact", "agreement", "max_difference", "passed")}
     return {**kept, "sqnr_db": finite, "seconds": round(time.perf_counter() - start, 1)}

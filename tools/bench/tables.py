@@ -22,7 +22,7 @@ DOCUMENTS = (
     README,
     *(
         README.parent / "docs" / name
-        for name in ("methods.md", "robustness.md", "families/whisper.md", "families/yolo.md")
+        for name in ("devices.md", "methods.md", "robustness.md", "families/whisper.md", "families/yolo.md")
     ),
 )
 
@@ -80,6 +80,37 @@ def openvino_table() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(f"\n{result['calibration_images']} calibration images, {result['rounds']} rounds, one thread.")
     return "\n".join(lines)
+
+
+def devices_table() -> str:
+    """What devices compute, how far two profiles lie apart, and what the profiler costs."""
+    lines = [
+        "| file | over ssh | on emulated Cortex-A72 | two profiles apart: local, ssh | profiler costs (95 %) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in json.loads((RESULTS / "devices.json").read_text(encoding="utf-8"))["results"]:
+        apart = (
+            f"{r['median_percent']:.1f} / {r['worst_percent']:.1f} % (n={r['pairs']})" for r in row["repeatability"]
+        )
+        low, high = row["overhead"]["interval"]
+        cells = [
+            f"{row['model']} {row['scheme']}",
+            *(_same(v) for v in row["verify"]),
+            ", ".join(apart),
+            f"{row['overhead']['percent']:.1f} % ({low:+.1f} to {high:+.1f})",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _same(verified: dict[str, Any]) -> str:
+    """Golden vectors on a device, in a cell."""
+    if verified["exact"]:
+        return f"equal (n={verified['vectors']})"
+    median, worst = (verified["sqnr_db"][key] for key in ("median", "worst"))
+    half = "equal" if median is None else f"{median:.1f}"
+    agreement = "" if verified["agreement"] is None else f", same class {100 * verified['agreement']:.0f} %"
+    return f"{half} / {worst:.1f} dB (n={verified['vectors']}){agreement}"
 
 
 def reference_table() -> str:
@@ -315,6 +346,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets": budgets_table,
     "robustness": robustness_table,
     "mcu": mcu_table,
+    "devices": devices_table,
     "whisper": whisper_table,
     "yolo": yolo_table,
 }
