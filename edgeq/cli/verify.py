@@ -47,7 +47,13 @@ def way_options(several: bool) -> Callable[[_Body], _Body]:
             "--threads", type=click.IntRange(1, 1024), metavar="N", default=1, help="CPU threads (default 1)."
         ),
         click.option("--python", metavar="PATH", default="python3", help="Interpreter of a device over ssh."),
-        click.option("--wait", type=click.FloatRange(0), metavar="S", default=60.0, help="For another one to end."),
+        click.option(
+            "--wait",
+            type=click.FloatRange(0),
+            metavar="S",
+            default=60.0,
+            help="Seconds to wait for another profiler (60).",
+        ),
     )
 
     def declare(body: _Body) -> _Body:
