@@ -1,6 +1,7 @@
 # Everything on a fresh machine that has Python 3.10 or newer and make. CONTRIBUTING.md says more.
 #   make demo    export the reference ViT for a Raspberry Pi and run it
 #   make test    linters, types, floors, tests
+#   make fuzz    the property tests on new random examples
 #   make bench   the figures of exports in the README
 #   make bench-methods   the figures of methods, which takes hours
 
@@ -16,7 +17,7 @@ DEV_DEPS := $(VENV)/.dev-deps
 DATA ?= ../shared/data
 SOURCES := edgeq models exporters devices tools tests
 
-.PHONY: demo test lint types floors tests bench bench-methods clean
+.PHONY: demo test lint types floors tests fuzz bench bench-methods clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -51,6 +52,9 @@ floors: $(DEV_DEPS)
 
 tests: $(DEV_DEPS)
 	$(BIN)/python -m pytest
+
+fuzz: $(DEV_DEPS)
+	$(BIN)/python -m pytest -m 'hypothesis and not slow and not bench and not device' --hypothesis-profile=fuzz
 
 bench: $(DEV_DEPS)
 	$(BIN)/python tools/bench/export_quality.py --data $(DATA)

@@ -100,10 +100,7 @@ class Candidate:
             "execution": self.execution.to_dict() if self.execution else None,
             "file": self.read_back.to_dict(),
             "float_ops": _float_ops(self.plan),
-            "layers": [
-                {"name": r.name, "op": r.op, "mode": r.mode, "own_db": r.own_db, "total_db": r.total_db}
-                for r in self.layers
-            ],
+            "layers": [r.to_dict() for r in self.layers],
         }
 
 

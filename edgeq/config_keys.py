@@ -31,8 +31,9 @@ SCHEMES = MappingProxyType(
 )
 METHODS = MappingProxyType(
     {
-        "auto": "what was measured best: `transformer` for static and integer; convolutions: mse",
+        "auto": "what was measured best: for static and integer `transformer`, or `convolution` for such networks",
         "transformer": "rotate streams and heads, centre keys, balance MLPs, split probabilities; then minmax",
+        "convolution": "even out the channels before and after SiLU; then mse",
         "rotate": "rotate residual streams only, which needs no data; then minmax",
         "minmax": "the full range that calibration saw; no value is clipped",
         "percentile": "cut rare outliers on both sides: `percentile:P` keeps the share P in (0.5, 1]; 1 equals minmax",

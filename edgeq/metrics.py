@@ -206,6 +206,11 @@ def bootstrap_totals(
     return percentile_interval(scores[0] - scores[1], level)
 
 
+def points_lost(reference: float, found: float, *, higher_is_better: bool) -> float:
+    """How much worse `found` is than `reference`, in the score's unit; negative where it is better."""
+    return reference - found if higher_is_better else found - reference
+
+
 def bootstrap_scores(
     records: Sequence[Any], total: Callable[[Sequence[Any]], float], *, seed: int, resamples: int = RESAMPLES
 ) -> NDArray[np.float64]:

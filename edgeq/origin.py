@@ -6,11 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeq.artifact import Manifest
+from edgeq.artifact import Artifact, Manifest
 from edgeq.config import ExportConfig
-from edgeq.errors import ModelError
+from edgeq.errors import ModelError, UsageError
 from edgeq.models import load_any
 from edgeq.models.base import Composite, LoadedModel, ModelAdapter, parse_model, parts_of
+
+
+def open_whole(folder: Path, command: str) -> Artifact:
+    """Open a bundle that is not one network of another.
+
+    Args:
+        folder: The bundle.
+        command: For the hint, with `{}` for the folder.
+
+    Raises:
+        UsageError: EQ-U701 for one network of several.
+        InputError: It is no bundle.
+    """
+    artifact = Artifact.open(folder)
+    if "network" in artifact.manifest.model:
+        raise UsageError(
+            f"{folder.name} is one network of a model",
+            code="EQ-U701",
+            place=str(folder),
+            hint=command.format(folder.parent),
+        )
+    return artifact
 
 
 def recorded_config(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | None]) -> ExportConfig:

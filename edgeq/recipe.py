@@ -13,7 +13,9 @@ from edgeq.graph.integer import integer_config, integer_rules
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.placement import BackendRules, Placement, is_floating, place
 from edgeq.graph.rewrite import fetch
-from edgeq.graph.transforms.transformer import Applied, Batches, fit_transformer, spread_outliers
+from edgeq.graph.transforms.convolution import fit_convolution
+from edgeq.graph.transforms.report import Applied, Batches
+from edgeq.graph.transforms.transformer import fit_transformer, spread_outliers
 from edgeq.graph.widths import NARROW, WIDE, WidthProblem, weight_cost
 from edgeq.spec import Precision, QuantConfig, QuantRule, QuantSpec
 
@@ -23,7 +25,8 @@ class Recipe:
     """How one candidate is quantized.
 
     Args:
-        transform: `none`, `rotate` (residual streams, without data) or `transformer` (everything that fits).
+        transform: `none`, `rotate` (residual streams, without data), `transformer` (everything that fits) or
+            `convolution` (channels around SiLU).
         rounding: Key of `edgeq.quant.rounding.ROUNDERS`.
         precision: Widths and range estimator.
     """
@@ -44,8 +47,8 @@ _BEST: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "convolution": {
         "weights": _PLAIN,
         "dynamic": _PLAIN,
-        "static": ("none", "gptq"),
-        "integer": ("none", "gptq"),
+        "static": ("convolution", "gptq"),
+        "integer": ("convolution", "gptq"),
     },
 }
 """Transform and rounding that `auto` means for a kind of network and a scheme, by measurement
@@ -78,6 +81,8 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str, network: str 
             transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):
         transform, observer = method, ranges
+    elif method == "convolution":
+        transform, observer = method, _CLIPPED
     else:
         transform, observer, best_rounding = "none", method, "nearest"
     precision = Precision(weight_bits, activation_bits, observer, products_only=transform == "transformer")
@@ -99,6 +104,8 @@ def transform_graph(
         return graph, ()
     if name == "rotate":
         return spread_outliers(graph, seed)
+    if name == "convolution":
+        return fit_convolution(graph, batches)
     return fit_transformer(graph, batches, seed)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from edgeq.artifact import Artifact, Manifest, describe_files
 from edgeq.build import build_scheme
 from edgeq.bundle import BundleParts, Choice, write_artifact_files
-from edgeq.errors import DataError, UsageError
-from edgeq.origin import recorded_config, require_same_weights
+from edgeq.errors import DataError
+from edgeq.origin import open_whole, recorded_config, require_same_weights
 from edgeq.progress import Progress
 from edgeq.session import Stages, prepare
 
@@ -49,14 +49,7 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
         ModelError: The model file is not found, or is another one.
         DataError: The calibration images are not found, or are others.
     """
-    manifest = Artifact.open(folder).manifest
-    if "network" in manifest.model:
-        raise UsageError(
-            f"{folder.name} is one network of a model",
-            code="EQ-U701",
-            place=str(folder),
-            hint=f"edgeq reproduce {folder.parent}",
-        )
+    manifest = open_whole(folder, "edgeq reproduce {}").manifest
     config = recorded_config(manifest, folder, inputs)
     stages = Stages(progress)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:

@@ -15,7 +15,7 @@ from edgeq.data import Item, Source, split
 from edgeq.degrade import MIX_SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
 from edgeq.errors import DataError, UsageError
-from edgeq.metrics import bootstrap_totals
+from edgeq.metrics import bootstrap_totals, points_lost
 from edgeq.models.base import Composite, Metric, ModelAdapter, inputs_of, judge_sample
 
 HELD_OUT = 32
@@ -98,8 +98,7 @@ class Evaluation:
     @property
     def drop(self) -> float:
         """Points lost; negative where the artifact is better."""
-        lost = self.float_score - self.quantized_score
-        return lost if self.higher_is_better else -lost
+        return points_lost(self.float_score, self.quantized_score, higher_is_better=self.higher_is_better)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; the first four fields are those of `edgeq.export/1`."""

@@ -28,7 +28,7 @@ from edgeq.errors import ModelError, UsageError
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import observed
-from edgeq.graph.transforms.transformer import Applied
+from edgeq.graph.transforms.report import Applied
 from edgeq.models import load_any
 from edgeq.models.base import Composite, LoadedModel, ModelAdapter, parse_model, parts_of
 from edgeq.progress import Progress

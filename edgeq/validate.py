@@ -21,9 +21,10 @@ from edgeq.degrade import SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
 from edgeq.errors import DataError, ModelError, UsageError
 from edgeq.journal import Journal
-from edgeq.metrics import bootstrap_scores, percentile_interval, sqnr_db
-from edgeq.models.base import Composite, Metric, ModelAdapter, Networks, judge_sample, parts_of
-from edgeq.origin import float_model
+from edgeq.metrics import bootstrap_scores, percentile_interval, points_lost, sqnr_db
+from edgeq.models.base import Composite, Metric, ModelAdapter, Networks, Portrait, judge_sample, parts_of
+from edgeq.origin import float_model, open_whole
+from edgeq.portraits import Pair, most_different, portray
 from edgeq.progress import Progress
 
 CLEAN = "clean"
@@ -46,6 +47,7 @@ class ValidationRequest:
         min_sqnr_db: Smallest median fidelity, without labels.
         seed: Of degradations and intervals.
         threads: Of the runtime.
+        show: Samples to draw, those on which float and artifact differ most.
     """
 
     data: Path
@@ -57,6 +59,7 @@ class ValidationRequest:
     min_sqnr_db: float | None = None
     seed: int = 0
     threads: int = 1
+    show: int = 0
 
     def __post_init__(self) -> None:
         if not self.severities or not set(self.severities) <= set(SEVERITIES):
@@ -135,6 +138,7 @@ class Validation:
         outcomes: Clean first.
         request: What was asked for.
         missed: Reasons, empty when every gate passed.
+        shown: Samples as people see them, the most different first.
     """
 
     artifact: Path
@@ -146,13 +150,13 @@ class Validation:
     outcomes: tuple[Outcome, ...]
     request: ValidationRequest
     missed: tuple[str, ...] = ()
+    shown: tuple[Pair, ...] = ()
 
     def loss(self, outcome: Outcome) -> float | None:
         """What the artifact loses against float under the same condition; positive is worse."""
         if outcome.float_score is None:
             return None
-        lost = outcome.float_score - outcome.quantized_score
-        return lost if self.higher_is_better else -lost
+        return points_lost(outcome.float_score, outcome.quantized_score, higher_is_better=self.higher_is_better)
 
     @property
     def worst(self) -> Outcome:
@@ -183,6 +187,7 @@ class Validation:
                 "passed": not self.missed,
                 "missed": list(self.missed),
             },
+            "samples": [pair.to_dict() for pair in self.shown],
         }
 
 
@@ -202,7 +207,8 @@ def validate(
     Raises:
         EdgeqError: The bundle, its model or the data cannot be used.
     """
-    artifact = _open_whole(folder)
+    artifact = open_whole(folder, "edgeq validate {} --data PATH")
+    artifact.verify_files()
     with progress.step("load"):
         model = float_model(artifact.manifest, artifact.folder, inputs)
         first = next(iter(parts_of(model).values()))
@@ -213,18 +219,18 @@ def validate(
         probe = Probe(model, source, artifact, request)
         _require_judgeable(request, probe.labelled)
     journal = _journal(artifact, source, count, request)
-    names = [CLEAN, *(c.name for c in conditions)]
-    with progress.step("validate", count * len(names)) as advance:
-        for name, condition in zip(names, (None, *conditions), strict=True):
+    named: dict[str, Condition | None] = {CLEAN: None, **{c.name: c for c in conditions}}
+    with progress.step("validate", count * len(named)) as advance:
+        for name, condition in named.items():
             for index in range(count):
                 if (name, index) not in journal:
                     journal[name, index] = probe.records(index, condition)
                 advance(1)
-    records = {name: [probe.restored(journal[name, i]) for i in range(count)] for name in names}
+    records = {name: [probe.restored(journal[name, i]) for i in range(count)] for name in named}
     outcomes: list[Outcome] = []
     clean: Scored | None = None
-    with progress.step("intervals", len(names)) as advance:
-        for name, condition in zip(names, (None, *conditions), strict=True):
+    with progress.step("intervals", len(named)) as advance:
+        for name, condition in named.items():
             if probe.labelled:
                 scored = _scored(model.metric, records[name], request.seed)
                 outcomes.append(_outcome(model.metric, source, condition, scored, clean))
@@ -233,31 +239,31 @@ def validate(
                 outcomes.append(_fidelity(source, condition, records[name]))
             advance(1)
     metric = model.metric if probe.labelled else Metric(FIDELITY, "dB")
-    return _gated(
-        Validation(
-            folder,
-            metric.name,
-            metric.unit,
-            metric.higher_is_better,
-            count,
-            len(whole) - len(source),
-            tuple(outcomes),
-            request,
-        )
-    )
+    shown = _shown(probe, named, records, progress)
+    facts = (metric.name, metric.unit, metric.higher_is_better, count, len(whole) - len(source))
+    return _gated(Validation(folder, *facts, tuple(outcomes), request, shown=shown))
 
 
-def _open_whole(folder: Path) -> Artifact:
-    artifact = Artifact.open(folder)
-    artifact.verify_files()
-    if "network" in artifact.manifest.model:
-        raise UsageError(
-            f"{folder.name} is one network of a model",
-            code="EQ-U754",
-            place=str(folder),
-            hint=f"edgeq validate {folder.parent} --data PATH",
-        )
-    return artifact
+def _shown(
+    probe: Probe,
+    conditions: Mapping[str, Condition | None],
+    records: Mapping[str, Sequence[Sequence[Any]]],
+    progress: Progress,
+) -> tuple[Pair, ...]:
+    """The samples on which both differ most, drawn."""
+    if not probe.request.show:
+        return ()
+    alike = {name: [probe.likeness(kept) for kept in of_items] for name, of_items in records.items()}
+    chosen = most_different(alike, probe.request.show)
+    pairs = []
+    with progress.step("draw", len(chosen)) as advance:
+        for name, index in chosen:
+            value = alike[name][index]
+            agreement, fidelity = (value, None) if probe.labelled else (None, value)
+            exact, found = probe.portraits(index, conditions[name])
+            pairs.append(Pair(name, probe.source.items[index].id, agreement, _rounded(fidelity), exact, found))
+            advance(1)
+    return tuple(pairs)
 
 
 @dataclass
@@ -303,9 +309,7 @@ class Probe:
         Raises:
             ModelError: EQ-M750 when an output is not finite.
         """
-        sample, item = self.source.read(index), self.source.items[index]
-        if condition is not None:
-            sample = condition.of(sample, self.request.seed, index)
+        sample, item = self.sample(index, condition), self.source.items[index]
         where = f"{item.id} ({CLEAN if condition is None else condition.name})"
         sides = [
             {name: partial(_finite, run, who, where) for name, run in networks.items()}
@@ -317,6 +321,21 @@ class Probe:
         arrays = self.model.inputs(sample)
         reference, found = (networks[""](*arrays) for networks in sides)
         return [None, min(sqnr_db(a, b) for a, b in zip(reference, found, strict=True))]
+
+    def sample(self, index: int, condition: Condition | None) -> Any:
+        """A sample as the condition leaves it."""
+        sample = self.source.read(index)
+        return sample if condition is None else condition.of(sample, self.request.seed, index)
+
+    def portraits(self, index: int, condition: Condition | None) -> tuple[Portrait, Portrait]:
+        """What float and artifact make of a sample, as people see it."""
+        sample, label = self.sample(index, condition), self.source.items[index].label
+        exact, found = (portray(self.model, networks, sample, label) for networks in self._sides.values())
+        return exact, found
+
+    def likeness(self, records: Sequence[Any]) -> float:
+        """Agreement of float and artifact on one sample; without labels the fidelity in dB."""
+        return float(self.model.metric.alike(*records)) if self.labelled else float(records[1])
 
     def restored(self, kept: Sequence[Any]) -> list[Any]:
         """Records of float and artifact as the metric takes them, from what `records` gave."""

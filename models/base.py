@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import fx
 
 from edgeq.data import Role, Source
@@ -143,6 +144,22 @@ class Guarded(Protocol):
         self, reference: Sequence[Sequence[NDArray[np.float32]]], outputs: Sequence[Sequence[NDArray[np.float32]]]
     ) -> str:
         """Why a quantized network's outputs on held-out samples are useless beside the float ones; empty if not."""
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What networks make of one sample, as people see it: in words, and drawn where that can be."""
+
+    text: str
+    picture: Image.Image | None = None
+
+
+@runtime_checkable
+class Portrayed(Protocol):
+    """A model whose results can be shown to people."""
+
+    def portray(self, networks: Networks, sample: Any, label: Any) -> Portrait:
+        """What the networks make of a sample; `label` is None where there is none."""
 
 
 @runtime_checkable

@@ -21,8 +21,9 @@ from edgeq.errors import MissingError, ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
 from edgeq.models import MODELS
-from edgeq.models.base import LoadedModel, Metric, ModelRequest
+from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portrait
 from edgeq.models.checkpoint import load_into, load_state_dict
+from edgeq.models.image_onnx import import_image_network
 from edgeq.models.reference import CLASSES, PREPROCESS, REFERENCE
 from edgeq.spec import Preprocess
 
@@ -52,6 +53,21 @@ class VitAdapter:
         """100 when the largest of the logits `(1, classes)` is the label's, else 0."""
         del sample
         return 100.0 * float(int(np.argmax(outputs[0])) == int(label))
+
+    def portray(self, networks: Networks, sample: Image.Image, label: int | None) -> Portrait:
+        """The surest class with its probability, and the true one; outputs that are no logits are shown as nothing."""
+        outputs = networks[""](*self.inputs(sample))
+        if label is None and self.loaded.classes is None:
+            return Portrait("", sample)
+        logits = np.asarray(outputs[0], dtype=np.float64).reshape(-1)
+        shares = np.exp(logits - logits.max())
+        best = int(np.argmax(logits))
+        text = f"{self._class(best)}, {100 * shares[best] / shares.sum():.0f} %"
+        return Portrait(text if label is None else f"{text}; true: {self._class(int(label))}", sample)
+
+    def _class(self, index: int) -> str:
+        names = self.loaded.classes
+        return f"class {index}" if names is None else names[index]
 
 
 def load_vit(request: ModelRequest) -> VitAdapter:
@@ -162,19 +178,8 @@ def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
 
 
 def _load_onnx(path: Path, family: str) -> VitAdapter:
-    from edgeq.graph.onnx_import import import_onnx
-    from edgeq.graph.parity import check_parity
-
-    imported = import_onnx(path)
-    shape = imported.input_shapes[0]
-    if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
-        raise ModelError(
-            f"{family} takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
-            code="EQ-M008",
-            place=path.name,
-            hint="edgeq models lists the families and what they take",
-        )
-    report = check_parity(imported, path, seed=0)
+    imported, error = import_image_network(path, family)
+    _, _, rows, columns = imported.input_shapes[0]
     loaded = LoadedModel(
         name=path.stem,
         family=family,
@@ -182,11 +187,11 @@ def _load_onnx(path: Path, family: str) -> VitAdapter:
         input_names=imported.input_names,
         input_shapes=imported.input_shapes,
         output_names=imported.output_names,
-        preprocess=Preprocess(shape[2], shape[3]),
+        preprocess=Preprocess(rows, columns),
         weights_sha256=imported.sha256,
         classes=None,
         source=path.name,
-        import_error=report.max_rel_error,
+        import_error=error,
     )
     return VitAdapter(loaded)
 

@@ -23,7 +23,7 @@ from edgeq.data import Role, Source, open_speech
 from edgeq.errors import DataError, MissingError, ModelError, UsageError
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
-from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks
+from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portrait
 from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.models.whisper_networks import Dimensions, build_networks
 from edgeq.models.whisper_text import Heard, compare_texts, same_text, settings_of, word_error_rate
@@ -123,6 +123,11 @@ class WhisperAdapter:
         """The words that the networks hear in a recording, against those that were said."""
         found = Transcriber(self.settings, networks["encoder"], networks["decoder"]).transcribe(sample)
         return compare_texts(label, found.text, found.loops)
+
+    def portray(self, networks: Networks, sample: Samples, label: str | None) -> Portrait:
+        """The transcript, and what was said."""
+        found = Transcriber(self.settings, networks["encoder"], networks["decoder"]).transcribe(sample)
+        return Portrait(found.text if label is None else f"{found.text} — said: {label}")
 
     def write_settings(self, folder: Path) -> None:
         """Write what the driver reads."""

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import fx
 
 from edgeq.data import Role, Source, open_boxes, open_images, preprocess
@@ -24,9 +24,10 @@ from edgeq.detection import decode, detect, sigmoid
 from edgeq.errors import ModelError, UsageError
 from edgeq.graph.heads import by_size, cut_at, prediction_layers
 from edgeq.graph.rewrite import shape_of
-from edgeq.models.base import LoadedModel, Metric, ModelRequest
+from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portrait
 from edgeq.models.coco import RESAMPLES, judge_boxes, mean_average_precision, same_boxes
 from edgeq.models.coco_names import COCO
+from edgeq.models.image_onnx import import_image_network
 from edgeq.spec import Preprocess
 
 Arrays: TypeAlias = Sequence[NDArray[np.float32]]
@@ -40,6 +41,7 @@ FLOOR_DB = 6.0
 
 _SAME = 1e-3
 _GREY = 114
+_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
 class YoloAdapter:
@@ -70,6 +72,18 @@ class YoloAdapter:
         found = detect(outputs, self.head, self._how, sample.size, SCORED)
         truth = [(k, (x - w / 2) * wide, (y - h / 2) * high, w * wide, h * high) for k, x, y, w, h in label]
         return judge_boxes(found, truth, SHOWN)
+
+    def portray(self, networks: Networks, sample: Image.Image, label: Any) -> Portrait:
+        """The boxes that a user would see, drawn into the photo."""
+        del label
+        found = detect(networks[""](*self.inputs(sample)), self.head, self._how, sample.size, SHOWN)
+        picture = sample.convert("RGB")
+        draw, width = ImageDraw.Draw(picture), max(2, max(sample.size) // 200)
+        for left, top, right, bottom, _, kind in found.tolist():
+            colour = _COLOURS[int(kind) % len(_COLOURS)]
+            draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=width)
+        boxes = ", ".join(f"{self.head['names'][int(k)]} {s:.2f}" for *_, s, k in found.tolist())
+        return Portrait(boxes or "nothing", picture)
 
     def collapse(self, reference: Sequence[Arrays], outputs: Sequence[Arrays]) -> str:
         """Why the outputs are of no use: no box at all where the float model finds some."""
@@ -105,22 +119,11 @@ def load_yolo(request: ModelRequest) -> YoloAdapter:
 
 def _load_onnx(path: Path) -> YoloAdapter:
     from edgeq.graph.onnx_file import describe_file
-    from edgeq.graph.onnx_import import import_onnx
-    from edgeq.graph.parity import check_parity
 
     notes, open_inputs = describe_file(path)
-    imported = import_onnx(path, _sizes(notes, open_inputs))
-    shape = imported.input_shapes[0]
-    if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
-        raise ModelError(
-            f"a detector takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
-            code="EQ-M650",
-            place=path.name,
-            hint="edgeq models lists the families and what they take",
-        )
-    report = check_parity(imported, path, seed=0)
+    imported, error = import_image_network(path, "a detector", _sizes(notes, open_inputs))
     names = _names(notes.get("names", ""))
-    return _adapter(path.stem, imported.graph, names, imported.sha256, path.name, report.max_rel_error)
+    return _adapter(path.stem, imported.graph, names, imported.sha256, path.name, error)
 
 
 def _sizes(notes: Mapping[str, str], open_inputs: Sequence[str]) -> dict[str, tuple[int, ...]] | None:

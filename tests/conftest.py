@@ -14,8 +14,10 @@ from edgeq.devices.arm64 import arm64_dir
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("EDGEQ_ARM64_DIR", "EDGEQ_CACHE_DIR", "EDGEQ_TEST_DATA")
 
-# How long a machine takes says nothing about the code: a busy one must not fail a property.
-settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long a machine takes says nothing about the code: a busy one must not fail a property. The same examples in every
+# run: one commit has one verdict. `make fuzz` looks for new ones.
+settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("fuzz", parent=settings.get_profile("edgeq"), derandomize=False, print_blob=True)
 settings.load_profile("edgeq")
 
 

@@ -6,15 +6,14 @@ import json
 import math
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeq import detection
+from edgeq.arrays import Array, write_arrays
 from edgeq.hashing import file_sha256
 
 MANIFEST = "manifest.json"
@@ -24,8 +23,6 @@ GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_EXPECTED = "golden/expected.npz"
 RUNNER = "run.py"
 DETECTION = "detection.py"
-
-Array: TypeAlias = NDArray[Any]
 
 
 def describe_files(folder: Path) -> list[dict[str, Any]]:
@@ -75,18 +72,6 @@ def write_runner(folder: Path, *, detector: bool = False) -> None:
     shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
     if detector:
         shutil.copyfile(str(detection.__file__), folder / DETECTION)
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays as an `.npz` whose bytes depend only on their names, types and values."""
-    # Stored, not deflated: the bytes of deflate differ between versions of zlib.
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as store:
-        for name in sorted(arrays):
-            # numpy's own writer happens to store a fixed date too; written out so that it stays that way.
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3  # zipfile records the building machine's system otherwise
-            with store.open(entry, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(arrays[name]), allow_pickle=False)
 
 
 def portable(value: Any) -> Any:

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgeq.artifact.files import EVIDENCE, GOLDEN_EXPECTED, GOLDEN_INPUTS, MANIFEST, PLAN, Array
+from edgeq.arrays import Array, DamagedArraysError, read_arrays
+from edgeq.artifact.files import EVIDENCE, GOLDEN_EXPECTED, GOLDEN_INPUTS, MANIFEST, PLAN
 from edgeq.artifact.manifest import Entry, Manifest, corrupt
 from edgeq.errors import EdgeqError, InputError
 from edgeq.hashing import file_sha256
 from edgeq.spec import Preprocess, QuantPlan
 
-# What numpy and zipfile raise for damaged archives.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    zlib.error,
-    zipfile.BadZipFile,
-)
 _AGAIN = "restore the folder, or export the model again"
 
 
@@ -154,9 +138,9 @@ class Artifact:
 
     def _arrays(self, name: str, prefix: str) -> tuple[Array, ...]:
         try:
-            with np.load(self.folder / name, allow_pickle=False) as store:
-                return tuple(store[f"{prefix}_{i}"] for i in range(len(store.files)))
-        except _UNREADABLE as error:
+            arrays = read_arrays(self.folder / name)
+            return tuple(arrays[f"{prefix}_{i}"] for i in range(len(arrays)))
+        except (OSError, DamagedArraysError, KeyError) as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, cause: object) -> InputError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +14,21 @@ from edgeq.cli.options import command
 
 if TYPE_CHECKING:
     from edgeq.artifact import Artifact
+    from edgeq.diagnosis import Diagnosis
     from edgeq.spec import TensorPlan
 
 _PATH = click.Path(path_type=Path)
 
+WORST = 15
+"""Layers that `--diff` shows."""
 
-@command("inspect", examples="edgeq inspect out/vit_nano-rpi\nedgeq inspect out/vit_nano-rpi --layers")
+
+@command("inspect", examples="edgeq inspect out/vit_nano-rpi\nedgeq inspect out/vit_nano-rpi --diff")
 @click.argument("bundle", type=_PATH)
 @click.option("--layers", is_flag=True, help="Every quantized operation, the largest own error first.")
+@click.option("--diff", is_flag=True, help="Against float: the worst layers, why, and what would help.")
 @click.option("--tensors", is_flag=True, help="Every grid: bits, scale, zero point, where it comes from.")
-def inspect(console: Console, bundle: Path, layers: bool, tensors: bool) -> int:
+def inspect(console: Console, bundle: Path, layers: bool, diff: bool, tensors: bool) -> int:
     """Show what BUNDLE contains, after checking every file against its hash.
 
     Raises:
@@ -41,16 +48,18 @@ def inspect(console: Console, bundle: Path, layers: bool, tensors: bool) -> int:
         found = {}
         for name in manifest.networks:
             console.result(f"\n{name}")
-            found[name] = _network(console, Artifact.open(artifact.folder / name), layers, tensors)
+            found[name] = _network(console, Artifact.open(artifact.folder / name), layers, diff, tensors)
         found = {"networks": found, "evidence": artifact.evidence()}
     else:
-        found = _network(console, artifact, layers, tensors)
+        found = _network(console, artifact, layers, diff, tensors)
     console.emit_json({"schema": "edgeq.inspect/1", "ok": True, "manifest": manifest.to_dict(), **found})
     return 0
 
 
-def _network(console: Console, artifact: Artifact, layers: bool, tensors: bool) -> dict[str, Any]:
+def _network(console: Console, artifact: Artifact, layers: bool, diff: bool, tensors: bool) -> dict[str, Any]:
     """Show what the file of one network holds, and return it for the JSON object."""
+    from edgeq.diagnosis import diagnose
+
     evidence, plan = artifact.evidence(), artifact.plan()
     shipped = next(c for c in evidence["candidates"] if c["scheme"] == evidence["shipped"])
     console.result_table(("operation kernel", "count"), list(shipped["file"]["census"].items()), title="in the file")
@@ -62,14 +71,48 @@ def _network(console: Console, artifact: Artifact, layers: bool, tensors: bool) 
     if layers:
         rows = [(r["name"], r["op"], r["mode"], _db(r["own_db"]), _db(r["total_db"])) for r in shipped["layers"]]
         console.result_table(("layer", "op", "mode", "own error dB", "with all before dB"), rows, title="\nlayers")
+    found = diagnose(evidence, artifact.manifest.config) if diff else []
+    if diff:
+        _show_diff(console, shipped, found)
     if tensors:
         grids = [(t.name, t.role, t.bits, *_scales(t), t.provenance) for t in plan.tensors.values()]
         console.result_table(("tensor", "role", "bits", "scales", "largest scale", "from"), grids, title="\ngrids")
-    return {"candidate": shipped, "plan": plan.to_dict() if tensors else None}
+    return {
+        "candidate": shipped,
+        "diff": [row.to_dict() for row in found] if diff else None,
+        "plan": plan.to_dict() if tensors else None,
+    }
+
+
+def _show_diff(console: Console, shipped: Mapping[str, Any], rows: Sequence[Diagnosis]) -> None:
+    """Float against quantized, layer by layer, and how far the figures of layers can be trusted."""
+    worst = min((f["median"] for f in shipped["fidelity_sqnr_db"].values()), default=None)
+    predicted = shipped["simulated_sqnr_db"]
+    shown = [
+        (
+            row.layer,
+            row.op,
+            row.weight_bits,
+            _db(row.own_db),
+            _db(row.network_db),
+            f"{row.cause or 'none'}{', mostly inherited' if row.inherited else ''}",
+            row.advice,
+        )
+        for row in rows[:WORST]
+    ]
+    headers = ("layer", "op", "bits", "alone dB", "in the network dB", "cause", "would help")
+    console.result_table(headers, shown, title="\nfloat against quantized, the largest own error first")
+    if len(rows) > WORST:
+        console.result(f"{len(rows) - WORST} layers more: edgeq inspect --diff --json")
+    if worst is not None and predicted is not None:
+        console.result(
+            f"outputs: the file reaches {worst:.1f} dB; its simulation, from which the figures of layers are, "
+            f"{predicted:.1f} dB"
+        )
 
 
 def _db(value: Any) -> float | None:
-    return None if value is None else round(float(value), 1)
+    return None if value is None or math.isinf(value) else round(float(value), 1)
 
 
 def _scales(tensor: TensorPlan) -> tuple[int, float | None]:

@@ -32,6 +32,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--max-drop", type=float, metavar="X", help="Gate: largest loss against float, clean and degraded.")
 @click.option("--max-extra-drop", type=float, metavar="X", help="Gate: relative loss beyond float's own, in points.")
 @click.option("--min-sqnr-db", type=float, metavar="X", help="Gate without labels: smallest median fidelity in dB.")
+@click.option("--show", type=click.IntRange(0, 50), default=0, metavar="N", help="Draw the N most different samples.")
 @click.option("--model", type=_PATH, metavar="FILE", help="The float model, if it is elsewhere now.")
 @click.option("--weights", type=_PATH, metavar="FILE", help="The checkpoint, if it is elsewhere now.")
 @click.option("--seed", type=int, default=0, metavar="N", help="Of degradations and intervals (default 0).")
@@ -48,6 +49,7 @@ def validate(
     max_drop: float | None,
     max_extra_drop: float | None,
     min_sqnr_db: float | None,
+    show: int,
     seed: int,
     threads: int,
 ) -> int:
@@ -64,10 +66,11 @@ def validate(
     from edgeq.validate import ValidationRequest  # imports torch
     from edgeq.validate import validate as run
 
-    request = ValidationRequest(data, degrade, severities, limit, max_drop, max_extra_drop, min_sqnr_db, seed, threads)
+    gates = (max_drop, max_extra_drop, min_sqnr_db)
+    request = ValidationRequest(data, degrade, severities, limit, *gates, seed, threads, show)
     result = run(bundle, {"model": model, "weights": weights}, request, console)
     console.emit_json(result.to_dict())
-    show(console, result)
+    tell(console, result)
     return 1 if result.missed else 0
 
 
@@ -83,7 +86,7 @@ def parse_severities(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def show(console: Console, result: Validation) -> None:
+def tell(console: Console, result: Validation) -> None:
     """The table of a validation."""
     labelled = result.outcomes[0].float_score is not None
     if labelled:

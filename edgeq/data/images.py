@@ -6,9 +6,7 @@ import hashlib
 import io
 import itertools
 import struct
-import tokenize
 import warnings
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from edgeq.arrays import DamagedArraysError, read_arrays
 from edgeq.data.source import OPTION, Item, Role, Source, file_digest, unreadable
 from edgeq.detection import letterbox
 from edgeq.errors import DataError
@@ -28,7 +27,7 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff",
 MAX_SIDE_RATIO = 100
 """Longest allowed side in units of the shorter: a resize to the shorter side would blow up a strip."""
 
-_VALUE_ERRORS = (
+_BAD_IMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -38,15 +37,11 @@ _VALUE_ERRORS = (
     EOFError,
     OverflowError,
     RuntimeError,
-)
-_BAD_IMAGE = (
-    *_VALUE_ERRORS,
     AttributeError,
     MemoryError,
     struct.error,
     zlib.error,
 )  # how Pillow's decoders report damage
-_BAD_CONTAINER = (*_VALUE_ERRORS, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError)
 
 
 def open_images(path: Path, *, role: Role) -> Source[Image.Image]:
@@ -208,12 +203,8 @@ def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
 
 def _open_packed(data: bytes, place: str) -> Source[Image.Image]:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as container:
-            if (bad := container.testzip()) is not None:
-                raise ValueError(f"the checksum of {bad} is wrong")
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files if name in ("jpeg", "offset", "label", "classes")}
-    except _BAD_CONTAINER as error:
+        arrays = read_arrays(data, only=("jpeg", "offset", "label", "classes"))
+    except DamagedArraysError as error:
         raise _bad_packed(place, str(error)) from error
     if missing := {"jpeg", "offset"} - arrays.keys():
         raise _bad_packed(place, f"it lacks {' and '.join(sorted(missing))}")

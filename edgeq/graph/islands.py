@@ -106,7 +106,8 @@ def choose_islands(
     """
     full = place(())
     trial = _Trial(legalized.simulation, full, samples)
-    units = {root: None for root in full.groups.values() if root not in full.fixed}
+    constants = {n.name for n in graph.graph.nodes if n.op == "get_attr"}  # as rounded in the reference, like weights
+    units = {root: None for name, root in full.groups.items() if root not in full.fixed and name not in constants}
     if not units or count == 0:
         return IslandChoice((), (), {}, {}, 0.0)
     alone = measured(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from edgeq.graph.bounds import bounds_of
 from edgeq.graph.legalize import Legalized
 from edgeq.graph.rewrite import fetch
 from edgeq.metrics import sqnr_db
+from edgeq.spec import QuantPlan
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class LayerFidelity:
         mode: How it runs.
         own_db: SQNR when it alone is quantized and reads exact inputs (teacher-forced).
         total_db: SQNR of its output in the quantized network, with everything before it quantized too.
+        weights_db: As `own_db`, with its constants quantized alone.
+        inputs_db: As `own_db`, with what it reads quantized alone.
+        output_db: As `own_db`, with its result quantized alone.
+        weight_bits: Width of its weight; None without a quantized one.
     """
 
     name: str
@@ -32,6 +38,14 @@ class LayerFidelity:
     mode: str
     own_db: float
     total_db: float
+    weights_db: float
+    inputs_db: float
+    output_db: float
+    weight_bits: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
 
 
 class _Recorder(fx.Interpreter):
@@ -66,10 +80,10 @@ def layer_fidelity(
     # An activation that its producer's kernel absorbs is judged together with it, under the producer's name.
     owners = {n: reference_nodes[n].all_input_nodes[0].name for n in legalized.absorbed}
     chosen = {n: o for n, o in chosen.items() if n not in owners.values()}
-    sums: dict[str, list[float]] = {name: [0.0, 0.0] for name in chosen}
+    sums: dict[str, list[float]] = {name: [0.0] * 5 for name in chosen}
     for example in inputs:
         fed = [p for name in [*chosen, *owners.values()] for p in reference_nodes[name].all_input_nodes]
-        feeding = {p.name for p in fed if p.op != "get_attr"}  # constants are as the simulation has rounded them
+        feeding = {p.name for p in fed if p.op != "get_attr"}
         feeding -= set(owners.values())
         exact = _Recorder(graph, set(chosen) | feeding)
         network = _Recorder(legalized.simulation, set(chosen))
@@ -77,18 +91,32 @@ def layer_fidelity(
             exact.run(*example)
             network.run(*example)
             for name in chosen:
-                truth = _saturated(exact.values[name], reference_nodes[name])
-                forced = _run_alone(legalized.simulation, simulated[name], exact.values)
-                sums[name][0] += sqnr_db(truth.numpy(), forced.numpy())
-                total = _saturated(network.values[name], reference_nodes[name])
-                sums[name][1] += sqnr_db(truth.numpy(), total.numpy())
+                pair = _Pair(graph, legalized.simulation, simulated, exact.values)
+                node, twin = reference_nodes[name], simulated[name]
+                truth = _saturated(exact.values[name], node)
+                values = [
+                    pair.run(node, twin),
+                    network.values[name],
+                    pair.run(node, twin, inputs=False, output=False),
+                    pair.run(node, twin, weights=False, output=False),
+                    pair.run(node, twin, weights=False, inputs=False),
+                ]
+                for place, value in enumerate(values):
+                    sums[name][place] += sqnr_db(truth.numpy(), _saturated(value, node).numpy())
     count = max(1, len(inputs))
     rows = []
     for name, op in chosen.items():
         owner = legalized.plan.ops.get(owners.get(name, ""), op)
         kind = op.op if owner is op else f"{owner.op}+{op.op}"
-        rows.append(LayerFidelity(owner.name, kind, op.mode, sums[name][0] / count, sums[name][1] / count))
+        bits = _weight_bits(reference_nodes[owner.name], legalized.plan)
+        alone, within, weights, read, written = (total / count for total in sums[name])
+        rows.append(LayerFidelity(owner.name, kind, op.mode, alone, within, weights, read, written, bits))
     return sorted(rows, key=lambda row: row.own_db)
+
+
+def _weight_bits(node: fx.Node, plan: QuantPlan) -> int | None:
+    constants = [plan.tensors.get(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+    return next((t.bits for t in constants if t is not None and t.role == "weight"), None)
 
 
 def _saturated(value: Tensor, node: fx.Node) -> Tensor:
@@ -97,30 +125,74 @@ def _saturated(value: Tensor, node: fx.Node) -> Tensor:
     return value if bounds is None else value.clamp(bounds.low, bounds.high)
 
 
-def _run_alone(graph: fx.GraphModule, node: fx.Node, exact: dict[str, Tensor]) -> Tensor:
-    """Evaluate `node` with its own quantizers on exact inputs, from the ancestors whose float value is known."""
+@dataclass(frozen=True)
+class _Pair:
+    """Runs single operations on exact inputs, with their own quantizers or without.
 
-    def value_of(argument: Any) -> Any:
-        if not isinstance(argument, fx.Node):
-            return argument
-        if argument.name in exact:
-            return exact[argument.name]
-        return compute(argument)
+    Args:
+        graph: The float graph.
+        simulation: Its quantized twin.
+        twins: Nodes of the simulation by name.
+        exact: Float values of what the operations read, by name.
+    """
 
-    def compute(current: fx.Node) -> Any:
-        if current.op == "get_attr":
-            return fetch(graph, str(current.target))
-        args = fx.node.map_arg(current.args, value_of)
-        kwargs = fx.node.map_arg(current.kwargs, value_of)
-        target: Any = current.target
+    graph: fx.GraphModule
+    simulation: fx.GraphModule
+    twins: Mapping[str, fx.Node]
+    exact: Mapping[str, Tensor]
+
+    def run(
+        self, node: fx.Node, twin: fx.Node, *, weights: bool = True, inputs: bool = True, output: bool = True
+    ) -> Tensor:
+        """The value of `node`, with the quantizers of its constants, of what it reads and of its result or without.
+
+        Args:
+            node: In the float graph.
+            twin: The same in the simulation.
+            weights: Constants as the simulation has them.
+            inputs: Through the quantizers of the inputs.
+            output: Through the quantizer of the result.
+        """
+
+        def value_of(ours: Any, theirs: Any) -> Any:
+            if isinstance(ours, (list, tuple)):
+                return type(ours)(value_of(a, b) for a, b in zip(ours, theirs, strict=True))
+            if not isinstance(theirs, fx.Node):
+                return theirs
+            if not isinstance(ours, fx.Node):  # a number that the simulation holds as a constant
+                return self._compute(theirs) if weights else ours
+            if ours.op == "get_attr":
+                return self._compute(theirs) if weights else fetch(self.graph, str(ours.target))
+            if ours.name in self.exact:
+                return self._compute(theirs) if inputs else self.exact[ours.name]
+            twin = self.twins[ours.name]  # absorbed by `node`
+            return self.run(ours, twin, weights=weights, inputs=inputs, output=False)
+
+        # Either side may leave trailing defaults out.
+        args = [value_of(a, b) for a, b in zip_longest(node.args[: len(twin.args)], twin.args)]
+        kwargs = {k: value_of(node.kwargs.get(k), v) for k, v in twin.kwargs.items()}
+        target: Callable[..., Tensor] = twin.target  # type: ignore[assignment]
+        result = target(*args, **kwargs)
+        return _on_grid(result, twin) if output else result
+
+    def _compute(self, node: fx.Node) -> Any:
+        """Evaluate `node` of the simulation from the ancestors whose float value is known."""
+        if node.name in self.exact:
+            return self.exact[node.name]
+        if node.op == "get_attr":
+            return fetch(self.simulation, str(node.target))
+        args = fx.node.map_arg(node.args, self._compute)
+        kwargs = fx.node.map_arg(node.kwargs, self._compute)
+        target: Any = node.target
         return target(*args, **kwargs)
 
-    result: Tensor = compute(node)
-    for user in node.users:  # the output grid, where the runtime has one
+
+def _on_grid(value: Tensor, node: fx.Node) -> Tensor:
+    """`value` through the quantizer behind `node`, where the runtime has one."""
+    for user in node.users:
         if "quantize_per_tensor" in str(user.target) and len(user.users) == 1:
-            target: Any = user.target
+            quantize: Any = user.target
             follower = next(iter(user.users))
             restore: Any = follower.target
-            result = restore(target(result, *user.args[1:]), *follower.args[1:])
-            break
-    return result
+            return restore(quantize(value, *user.args[1:]), *follower.args[1:])  # type: ignore[no-any-return]
+    return value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeq.artifact import Artifact
+from edgeq.diagnosis import diagnose
 from edgeq.errors import InputError
 from edgeq.report.charts import Line, line_chart
 
 WORST_LAYERS = 12
 VALIDATION = "edgeq.validate/1"
+_EMBEDDED = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
 _FIELDS = ("metric", "unit", "n", "clean", "degraded", "gate", "worst", "higher_is_better")
 
 
@@ -35,6 +39,8 @@ def open_validation(path: Path) -> dict[str, Any]:
         outcomes = [data["clean"], *data["degraded"]]
         if not all(isinstance(o["quantized"], (int, float)) and isinstance(o["name"], str) for o in outcomes):
             raise ValueError("a condition has no score")
+        for sample in data.get("samples", ()):
+            _check_sample(sample)
     except (OSError, ValueError, KeyError, TypeError) as error:
         cause = getattr(error, "strerror", None) or error
         raise InputError(
@@ -44,6 +50,19 @@ def open_validation(path: Path) -> dict[str, Any]:
             hint="write one: edgeq validate BUNDLE --data PATH --json > validation.json",
         ) from error
     return data
+
+
+def _check_sample(sample: Mapping[str, Any]) -> None:
+    """Nothing but texts, numbers and embedded JPEGs: a page fetches nothing from elsewhere."""
+    numbers = all(isinstance(sample[k], (int, float, type(None))) for k in ("agreement", "sqnr_db"))
+    texts = all(isinstance(sample[k], str) for k in ("condition", "item"))
+    for side in (sample["float"], sample["artifact"]):
+        picture = side["picture"]
+        texts = texts and isinstance(side["text"], str)
+        if picture is not None and not (isinstance(picture, str) and _EMBEDDED.fullmatch(picture)):
+            raise ValueError("a picture is no embedded JPEG")
+    if not (numbers and texts):
+        raise ValueError("a sample is damaged")
 
 
 def write_report(bundle: Path, validations: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -76,7 +95,7 @@ def render(artifact: Artifact, validations: Sequence[Mapping[str, Any]]) -> str:
     artifact.verify_files()
     manifest, evidence, plan = artifact.manifest, artifact.evidence(), artifact.plan()
     shipped = next(c for c in evidence["candidates"] if c["scheme"] == evidence["shipped"])
-    layers = sorted((r for r in shipped["layers"] if r["own_db"] is not None), key=lambda r: float(r["own_db"]))
+    layers = [d.to_dict() for d in diagnose(evidence, manifest.config) if math.isfinite(d.own_db)]
     environment = Environment(
         loader=PackageLoader("edgeq.report"),
         autoescape=True,
@@ -114,7 +133,7 @@ def _validation(data: Mapping[str, Any]) -> dict[str, Any]:
             charts.append({"name": name, "svg": _curve(str(name), data, [clean, *outcomes])})
     gate = data["gate"]
     gated = any(gate.get(name) is not None for name in ("max_drop", "max_extra_drop", "min_sqnr_db"))
-    return {**data, "charts": charts, "outcomes": [clean, *data["degraded"]], "gated": gated}
+    return {"samples": [], **data, "charts": charts, "outcomes": [clean, *data["degraded"]], "gated": gated}
 
 
 def _curve(name: str, data: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:

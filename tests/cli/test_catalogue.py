@@ -64,7 +64,7 @@ def test_methods_are_those_of_the_code() -> None:
     from edgeq.quant.ranges import ESTIMATORS
     from edgeq.quant.rounding import ROUNDERS
 
-    assert set(METHODS) == {"auto", "rotate", "transformer", *ESTIMATORS}
+    assert set(METHODS) == {"auto", "rotate", "transformer", "convolution", *ESTIMATORS}
     assert set(ROUNDINGS) == {"auto", *ROUNDERS}
     assert set(SCHEMES) == {"auto", *(scheme for name in EXPORTERS for scheme in get_exporter(name).schemes)}
 

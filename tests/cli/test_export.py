@@ -129,6 +129,11 @@ def test_inspect_shows_kernels_and_reasons(exported: tuple[Path, dict[str, Any]]
         "stem.0.weight",
     ):
         assert text in done.stdout
+    against = edgeq("inspect", summary["artifact"], "--diff", "--json", cwd=cwd)
+    diff = json.loads(against.stdout)["diff"]
+    assert [d["own_db"] for d in diff] == sorted(d["own_db"] for d in diff)
+    assert {d["cause"] for d in diff} <= {"weights", "inputs"}, "dynamic layers write float"
+    assert "would help" in edgeq("inspect", summary["artifact"], "--diff", cwd=cwd).stdout
 
 
 def test_existing_folder_is_kept_unless_told_otherwise(exported: tuple[Path, dict[str, Any]]) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from edgeq.portraits import data_uri, most_different
 from edgeq.report.charts import Line, line_chart, nice_ticks
 from tests.cli.conftest import Run
 
-VOID = {"meta", "line", "circle", "polyline", "br"}
+VOID = {"meta", "line", "circle", "polyline", "br", "img"}
 
 
 class Nesting(HTMLParser):
@@ -46,7 +48,8 @@ def read(page: Path) -> str:
     parser = Nesting()
     parser.feed(text)
     assert not parser.open
-    assert not re.search(r"(src|href)=|url\(|@import|<script", text)
+    assert not re.search(r"href=|url\(|@import|<script", text)
+    assert text.count("src=") == text.count('src="data:image/jpeg;base64,')
     assert text.count("<svg") == text.count('role="img"') == text.count("<desc>")
     return " ".join(" ".join(parser.text).split())
 
@@ -69,8 +72,20 @@ def outcome(name: str, severity: int, quantized: float, **more: Any) -> dict[str
 def validation(tmp_path: Path) -> Path:
     clean = outcome("clean", 0, 79.0, extra_drop_interval=None)
     degraded = [outcome("noise", 1, 70.0), outcome("noise", 5, 12.5), outcome("jpeg", 2, 75.0)]
+    seen = {"text": "<i>cat</i>, 90 %", "picture": data_uri(Image.new("RGB", (32, 20), (200, 10, 10)))}
+    blind = {"text": "", "picture": None}
+    samples = [
+        {"condition": "noise:5", "item": "7", "agreement": 0.5, "sqnr_db": None, "float": seen, "artifact": blind}
+    ]
     gate = {"max_drop": 1.0, "max_extra_drop": None, "min_sqnr_db": None, "passed": False, "missed": ["noise:5: falls"]}
-    data = {"schema": "edgeq.validate/1", "metric": "top1", "unit": "%", "n": 9, "higher_is_better": True}
+    data = {
+        "schema": "edgeq.validate/1",
+        "metric": "top1",
+        "unit": "%",
+        "n": 9,
+        "higher_is_better": True,
+        "samples": samples,
+    }
     path = tmp_path / "validation.json"
     path.write_text(json.dumps({**data, "clean": clean, "degraded": degraded, "worst": degraded[1], "gate": gate}))
     return path
@@ -92,6 +107,8 @@ def test_a_page_with_a_validation(
         "noise:5: falls",
         "12.50",
         "<b>7</b>",
+        "<i>cat</i>, 90 %",
+        "would help",
         "ships",
     ):
         assert expected in words
@@ -104,6 +121,13 @@ def test_a_page_with_a_validation(
     assert "Every gate passed at export ." in read(tmp_path / "plain.html").replace("export.", "export .")
 
 
+def test_each_sample_is_shown_once_at_its_worst() -> None:
+    alike = {"clean": [1.0, 0.4, 0.9], "noise:5": [0.7, 0.6, 0.1]}
+    assert most_different(alike, 2) == [("noise:5", 2), ("clean", 1)]
+    assert most_different(alike, 9) == [("noise:5", 2), ("clean", 1), ("noise:5", 0)]
+    assert most_different({"clean": []}, 3) == []
+
+
 def test_refusals(run: Run, exported: tuple[Path, dict[str, Any]], validation: Path, tmp_path: Path) -> None:
     cwd, summary = exported
     bundle = str(cwd / summary["artifact"])
@@ -112,10 +136,21 @@ def test_refusals(run: Run, exported: tuple[Path, dict[str, Any]], validation: P
     cut = json.loads(validation.read_text())
     del cut["clean"]["quantized"]
     (tmp_path / "cut.json").write_text(json.dumps(cut))
+    for name, picture in (
+        ("remote", "https://example.org/x.jpg"),
+        ("script", "data:text/html;base64,AAAA"),
+        ("number", 7),
+    ):
+        foreign = json.loads(validation.read_text())
+        foreign["samples"][0]["float"]["picture"] = picture
+        (tmp_path / f"{name}.json").write_text(json.dumps(foreign))
     for words, code, exit_code in (
         ((bundle, "--validation", "absent.json"), "EQ-I770", 3),
         ((bundle, "--validation", "other.json"), "EQ-I770", 3),
         ((bundle, "--validation", "cut.json"), "EQ-I770", 3),
+        ((bundle, "--validation", "remote.json"), "EQ-I770", 3),
+        ((bundle, "--validation", "script.json"), "EQ-I770", 3),
+        ((bundle, "--validation", "number.json"), "EQ-I770", 3),
         ((bundle, "--out", "folder"), "EQ-U770", 2),
         ((bundle, "--out", "absent/page.html"), "EQ-I771", 3),
         (("folder",), "EQ-I040", 3),

@@ -52,6 +52,14 @@ def test_fidelity_without_labels(run: Run, bundle: str, photos: Path) -> None:
     assert [(c["name"], c["severity"]) for c in result["degraded"]] == [("noise", 3), ("jpeg", 2)]
     assert all(c["float"] is None and c["quantized"] > 15 for c in (result["clean"], *result["degraded"]))
     assert result["worst"]["quantized"] == min(c["quantized"] for c in (result["clean"], *result["degraded"]))
+    assert result["samples"] == []
+    drawn = run("validate", bundle, "--data", str(photos), "--degrade", "none", "--show", "2", "--json").json["samples"]
+    assert len({sample["item"] for sample in drawn}) == 2
+    for sample in drawn:
+        assert sample["agreement"] in (0, 1) and sample["condition"] == "clean"
+        assert "true: " in sample["float"]["text"] and sample["artifact"]["picture"].startswith(
+            "data:image/jpeg;base64,"
+        )
     missed = run("validate", bundle, "--data", str(photos / "cat"), *ROBUST, "--min-sqnr-db", "99", "--json")
     assert missed.code == 1
     assert len(missed.json["gate"]["missed"]) == 3

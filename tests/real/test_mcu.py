@@ -21,7 +21,7 @@ from edgeq.graph.intgraph.interpret import dequantize_output, interpret, quantiz
 from edgeq.graph.intgraph.lower import lower
 from edgeq.graph.legalize import Legalized, legalize, observed
 from edgeq.graph.solve import Rounding
-from edgeq.graph.transforms.transformer import Batches
+from edgeq.graph.transforms.report import Batches
 from edgeq.metrics import sqnr_db
 from edgeq.models import load_model
 from edgeq.models.base import parse_model

@@ -42,7 +42,7 @@ def graph() -> fx.GraphModule:
 def test_every_combination_is_a_recipe_of_known_parts(scheme: str, method: str) -> None:
     for rounding, bits in itertools.product(ROUNDINGS, BITS):
         recipe = recipe_for("percentile:0.999" if method == "percentile" else method, rounding, bits, scheme)
-        assert recipe.transform in ("none", "rotate", "transformer")
+        assert recipe.transform in ("none", "rotate", "transformer", "convolution")
         assert get_rounder(recipe.rounding)
         assert rounding in ("auto", recipe.rounding)
         assert (recipe.precision.weight_bits, recipe.precision.activation_bits) == split_bits(bits)
@@ -69,9 +69,9 @@ def test_what_the_names_stand_for(method: str, rounding: str, bits: str, scheme:
 def test_convolutional_networks_have_a_recipe_of_their_own() -> None:
     clipped = Precision(observer="mse")
     for scheme in ("static", "integer"):
-        assert recipe_for("auto", "auto", "w8a8", scheme, "convolution") == Recipe("none", "gptq", clipped)
+        assert recipe_for("auto", "auto", "w8a8", scheme, "convolution") == Recipe("convolution", "gptq", clipped)
         four = replace(clipped, weight_bits=4)
-        assert recipe_for("auto", "auto", "w4a8", scheme, "convolution") == Recipe("none", "gptq", four)
+        assert recipe_for("auto", "auto", "w4a8", scheme, "convolution") == Recipe("convolution", "gptq", four)
     assert recipe_for("auto", "auto", "w8a8", "dynamic", "convolution") == Recipe("none", "nearest", clipped)
     assert recipe_for("minmax", "auto", "w8a8", "static", "convolution") == Recipe("none", "nearest", Precision())
 

@@ -28,7 +28,7 @@ from edgeq.devices.timing import measure, median_interval
 
 RESULT = Path(__file__).parent / "results" / "devices.json"
 SCHEMA = "edgeq.bench.devices/1"
-BLOCK_SECONDS = 0.25
+BLOCK_SECONDS = 1.0
 
 
 def repeatability(artifact: Artifact, address: str, pairs: int, python: str) -> dict[str, Any]:

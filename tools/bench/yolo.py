@@ -46,6 +46,9 @@ class Job:
 JOBS = {
     "yolox_nano openvino": Job("yolox_nano", "openvino", ("--device", "x86", "--scheme", "static")),
     "yolox_nano tflite": Job("yolox_nano", "tflite", ("--device", "rpi", "--scheme", "integer")),
+    "yolox_nano tflite plain": Job(
+        "yolox_nano", "tflite", ("--device", "rpi", "--scheme", "integer", "--keep-float", "none", "--force")
+    ),
     "yolox_nano openvino plain": Job(
         "yolox_nano", "openvino", ("--device", "x86", "--scheme", "static", "--keep-float", "none", "--force")
     ),

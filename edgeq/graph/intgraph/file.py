@@ -6,8 +6,6 @@ The bytes depend on the network alone.
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifact.files import write_arrays
+from edgeq.arrays import read_arrays, write_arrays
 from edgeq.errors import EdgeqError, ModelError
 from edgeq.graph.intgraph import graph as kinds
 from edgeq.graph.intgraph.arithmetic import Dyadic
@@ -29,8 +27,8 @@ _KINDS: Mapping[str, type] = MappingProxyType(
     {cls.__name__: cls for cls in (Dyadic, Weights, Window, IntTensor, Port)}
     | {name: cls for name, cls in vars(kinds).items() if isinstance(cls, type) and issubclass(cls, Op)}
 )
-# What numpy, zipfile and the dataclasses raise for damaged files.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zlib.error)
+# What reading a file, and the dataclasses of a structure that somebody else wrote, raise.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def save(graph: IntGraph, path: Path) -> None:
@@ -56,15 +54,15 @@ def load(path: str | Path) -> IntGraph:
         ModelError: EQ-M600, the file is damaged or was not written by `save`.
     """
     try:
-        with np.load(path, allow_pickle=False) as store:
-            structure = json.loads(store[_STRUCTURE].tobytes())
-            if structure["schema"] != SCHEMA:
-                raise ValueError(f"its schema is {structure['schema']!r}")
-            parts = _unpacked({k: v for k, v in structure.items() if k not in ("schema", "name")}, store)
+        store = read_arrays(Path(path))
+        structure = json.loads(store[_STRUCTURE].tobytes())
+        if structure["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {structure['schema']!r}")
+        parts = _unpacked({k: v for k, v in structure.items() if k not in ("schema", "name")}, store)
         tensors = {tensor.name: tensor for tensor in parts["tensors"]}
         constants = {name: codes.astype(tensors[name].dtype) for name, codes in parts["constants"].items()}
         return IntGraph(structure["name"], parts["ops"], tensors, constants, parts["inputs"], parts["outputs"])
-    except (*_UNREADABLE, RecursionError, zipfile.BadZipFile, EdgeqError) as error:
+    except (*_UNREADABLE, EdgeqError) as error:
         message = f"{Path(path).name} cannot be read as a network of integers: {error}"
         hint = "restore the file, or export the model again"
         raise ModelError(message, code="EQ-M600", place=str(path), hint=hint) from error

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from torch import Tensor
+
 Site = TypeVar("Site")
+
+Batches = Callable[[], Iterable[tuple[Tensor, ...]]]
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,25 @@ class Report(Generic[Site]):
 
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What one transform did to a graph.
+
+    Args:
+        name: The transform.
+        sites: How many places it changed.
+        skipped: What it left alone, and why.
+        detail: How, where there was a choice; for people.
+    """
+
+    name: str
+    sites: int
+    skipped: tuple[Skipped, ...]
+    detail: str = ""
+
+    def __str__(self) -> str:
+        how = f" ({self.detail})" if self.detail else ""
+        left = "".join(f"; left alone: {s.name}, {s.reason}" for s in self.skipped)
+        return f"{self.name}: {self.sites} places{how}{left}"

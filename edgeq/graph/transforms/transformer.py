@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 
-from torch import Tensor, fx
+from torch import fx
 
 from edgeq.graph.naming import rebuild
 from edgeq.graph.rewrite import refresh
@@ -16,35 +14,11 @@ from edgeq.graph.transforms.channels import channel_statistics
 from edgeq.graph.transforms.heads import head_tensors, rotate_heads, scale_heads
 from edgeq.graph.transforms.keys import center_keys, key_tensors
 from edgeq.graph.transforms.probabilities import split_probabilities
-from edgeq.graph.transforms.report import Skipped
+from edgeq.graph.transforms.report import Applied, Batches
 from edgeq.graph.transforms.rotate import RotationReport, rotate_streams
 
 HEADS_EVERY = 4
 """Heads are scaled on every so many batches: only their ratios matter, and all batches calibrate the grids."""
-
-Batches = Callable[[], Iterable[tuple[Tensor, ...]]]
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What one transform did to a graph.
-
-    Args:
-        name: The transform.
-        sites: How many places it changed.
-        skipped: What it left alone, and why.
-        detail: How, where there was a choice; for people.
-    """
-
-    name: str
-    sites: int
-    skipped: tuple[Skipped, ...]
-    detail: str = ""
-
-    def __str__(self) -> str:
-        how = f" ({self.detail})" if self.detail else ""
-        left = "".join(f"; left alone: {s.name}, {s.reason}" for s in self.skipped)
-        return f"{self.name}: {self.sites} places{how}{left}"
 
 
 def spread_outliers(graph: fx.GraphModule, seed: int = 0) -> tuple[fx.GraphModule, tuple[Applied, ...]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.artifact import Artifact, write_arrays, write_json
+from edgeq.arrays import write_arrays
+from edgeq.artifact import Artifact, write_json
 from edgeq.errors import InputError
 from edgeq.spec import Preprocess
 from tests.unit.artifact.conftest import PLAN, Builder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -122,6 +123,19 @@ def test_layer_ranking_finds_the_layer_that_was_damaged() -> None:
     graph, legalized, example = quantized(module, (1, 9, 32), "dynamic")
     worst = layer_fidelity(graph, legalized, [example])[0]
     assert "fc2" in worst.name
+    assert worst.weight_bits == 8
+    assert worst.weights_db < worst.inputs_db, "the weight is at fault"
+    assert worst.output_db == math.inf, "nothing quantizes the result"
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "integer"])
+def test_the_parts_of_a_layers_error_make_the_whole(scheme: str) -> None:
+    graph, legalized, example = quantized(Block(32, 2, 2), (1, 9, 32), scheme)
+    rows = layer_fidelity(graph, legalized, [example])
+    assert rows
+    for row in rows:
+        noise = sum(10 ** (-part / 10) for part in (row.weights_db, row.inputs_db, row.output_db))
+        assert abs(-10 * math.log10(noise) - row.own_db) < 3, row  # independent noises add up
 
 
 class Products(nn.Module):

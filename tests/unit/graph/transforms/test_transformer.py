@@ -15,7 +15,8 @@ from edgeq.exporters import get_exporter
 from edgeq.graph.bounds import bounds_of
 from edgeq.graph.capture import capture
 from edgeq.graph.legalize import Legalized, legalize, observed
-from edgeq.graph.transforms.transformer import Applied, fit_transformer, spread_outliers
+from edgeq.graph.transforms.report import Applied
+from edgeq.graph.transforms.transformer import fit_transformer, spread_outliers
 from edgeq.metrics import sqnr_db
 from edgeq.quant.calibrator import calibrate
 from edgeq.recipe import place_scheme
