@@ -487,13 +487,16 @@ def _layers(run: Any, manifest: dict[str, Any], model: Any, threads: int, inputs
     def read(runs: int) -> list[tuple[str, str, float]]:
         for _ in range(runs):
             counting.invoke()
-        nodes = [n for n in counting.request.profiling_info if n.status.name == "EXECUTED"]
+        nodes = counting.request.profiling_info
         return [(n.node_name, n.node_type, 1e3 * n.real_time.total_seconds()) for n in nodes]
 
-    first, start = read(COLD_RUNS), time.perf_counter()
+    # A node that took any time in the first run, its slowest, is one that runs.
+    real = {(name, op) for name, op, value in read(1) if value > 0}
+    first, start = read(COLD_RUNS - 1), time.perf_counter()
     read(1)
     more = max(10, min(200, int(COUNTED_SECONDS / (time.perf_counter() - start))))
-    return between(first, COLD_RUNS, read(more), COLD_RUNS + 1 + more)
+    last = [node for node in read(more) if node[:2] in real]
+    return between(first, COLD_RUNS, last, COLD_RUNS + 1 + more)
 
 
 def between(
