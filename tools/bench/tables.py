@@ -97,7 +97,8 @@ def devices_table() -> str:
         cells = [f"{row['model']} {row['scheme']}", *(_same(v) for v in row["verify"]), ", ".join(apart) or "-"]
         lines.append("| " + " | ".join(cells) + " |")
     cost = result["overhead"]
-    lines.append(f"\nThe profiler spends {cost['microseconds']:.1f} µs on a run beside the run.")
+    spent = f"The profiler spends {cost['microseconds']:.1f} µs on a run beside the run."
+    lines.append(f"\n{spent} Two cores, on which other programs were a load of {result['load']:.0f}.")
     return "\n".join(lines)
 
 
