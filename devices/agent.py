@@ -163,7 +163,7 @@ def lock(port: Port, wait: float, who: str, held: list[int]) -> str | None:
     """
     file = Path("/tmp/edgeq.lock")  # one for all users
     try:
-        handle = os.open(file, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except PermissionError:  # made by another user: readable, and a reader may lock it
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
     give_up, told = time.monotonic() + wait, False
@@ -172,7 +172,7 @@ def lock(port: Port, wait: float, who: str, held: list[int]) -> str | None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            holder = file.read_text(encoding="utf-8", errors="replace").strip() or "another user"
+            holder = os.pread(handle, 400, 0).decode(errors="replace").strip() or "another user"
             if time.monotonic() >= give_up:
                 message = f"the device is being measured by {holder}, for longer than {wait:g} s"
                 hint = "try again when that has ended, or wait longer: --wait SECONDS"
@@ -185,7 +185,8 @@ def lock(port: Port, wait: float, who: str, held: list[int]) -> str | None:
             return f"the device has no locks ({error.strerror}): another one may have measured at the same time"
     held.append(handle)
     with contextlib.suppress(OSError):  # another user's file cannot be written, and says nothing then
-        file.write_text(f"{who} (process {os.getpid()} of {getpass.getuser()})\n", encoding="utf-8")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{who} (process {os.getpid()} of {getpass.getuser()})\n".encode(), 0)
     return None
 
 
@@ -486,13 +487,16 @@ def _layers(run: Any, manifest: dict[str, Any], model: Any, threads: int, inputs
     def read(runs: int) -> list[tuple[str, str, float]]:
         for _ in range(runs):
             counting.invoke()
-        nodes = [n for n in counting.request.profiling_info if n.status.name == "EXECUTED"]
+        nodes = counting.request.profiling_info
         return [(n.node_name, n.node_type, 1e3 * n.real_time.total_seconds()) for n in nodes]
 
-    first, start = read(COLD_RUNS), time.perf_counter()
+    # A node that took any time in the first run, its slowest, is one that runs.
+    real = {(name, op) for name, op, value in read(1) if value > 0}
+    first, start = read(COLD_RUNS - 1), time.perf_counter()
     read(1)
     more = max(10, min(200, int(COUNTED_SECONDS / (time.perf_counter() - start))))
-    return between(first, COLD_RUNS, read(more), COLD_RUNS + 1 + more)
+    last = [node for node in read(more) if node[:2] in real]
+    return between(first, COLD_RUNS, last, COLD_RUNS + 1 + more)
 
 
 def between(

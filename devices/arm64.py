@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from edgeq.devices.link import Limits
-from edgeq.errors import EdgeqError, MissingError
+from edgeq.devices.link import Limits, ProcessTransport
+from edgeq.errors import MissingError
 from edgeq.places import cache_dir
 
 FOLDER = "EDGEQ_ARM64_DIR"
@@ -106,8 +105,8 @@ def missing_board(board: str) -> str:
     return ""
 
 
-class Arm64Transport:
-    """Python on an emulated board; a `edgeq.devices.link.Transport`.
+def arm64_transport(board: str) -> ProcessTransport:
+    """Python on an emulated board.
 
     Args:
         board: Key of `BOARDS`.
@@ -115,37 +114,16 @@ class Arm64Transport:
     Raises:
         MissingError: EQ-P873, there is no emulator, or the board was not set up.
     """
-
-    remote = False
-
-    def __init__(self, board: str) -> None:
-        if lacking := missing_board(board):
-            what, _, hint = lacking.partition("; ")
-            raise MissingError(what, code="EQ-P873", hint=hint)
-        self.name = f"qemu://{board}"
-        self.limits = Limits(hello=180, silence=120, answer=3600)
-        self._root, self._core = root_of(board), BOARDS[board]
-
-    def start(self, boot: str, word: str) -> subprocess.Popen[bytes]:
-        """See `Transport`."""
-        del word
-        python = python_of(self._root)
-        assert python is not None
-        environment = {
-            "PATH": os.environ.get("PATH", ""),
-            "HOME": os.environ.get("HOME", "/"),
-            "PYTHONHOME": str(self._root / "usr"),
-            "PYTHONPATH": str(arm64_dir() / "site"),
-            "PYTHONNOUSERSITE": "1",
-        }
-        words = [EMULATOR, "-cpu", self._core.cpu, "-L", str(self._root), str(python), "-c", boot]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0)
-
-    def explain(self, said: str) -> EdgeqError | None:
-        """See `Transport`: there is nothing between."""
-        del said
-        return None
-
-    def close(self) -> None:
-        """See `Transport`."""
+    if lacking := missing_board(board):
+        what, _, hint = lacking.partition("; ")
+        raise MissingError(what, code="EQ-P873", hint=hint)
+    root = root_of(board)
+    environment = {
+        "PATH": os.environ.get("PATH", ""),
+        "HOME": os.environ.get("HOME", "/"),
+        "PYTHONHOME": str(root / "usr"),
+        "PYTHONPATH": str(arm64_dir() / "site"),
+        "PYTHONNOUSERSITE": "1",
+    }
+    words = [EMULATOR, "-cpu", BOARDS[board].cpu, "-L", str(root), str(python_of(root))]
+    return ProcessTransport(f"qemu://{board}", words, environment, Limits(hello=180, silence=120, answer=3600))

@@ -6,6 +6,7 @@ computer that is reached in another way is a `edgeq.devices.link.Transport`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ import numpy as np
 
 from edgeq.artifact import Artifact
 from edgeq.devices import ssh
-from edgeq.devices.arm64 import BOARDS, Arm64Transport
+from edgeq.devices.arm64 import BOARDS, arm64_transport
 from edgeq.devices.base import LayerCost
-from edgeq.devices.computer import MEASURE_SECONDS, WAIT_SECONDS, Computer, LocalTransport
+from edgeq.devices.computer import MEASURE_SECONDS, WAIT_SECONDS, Computer
 from edgeq.devices.cortex_m import MACHINES, machine_named, run_emulated
 from edgeq.devices.host import run_on_host
+from edgeq.devices.link import ProcessTransport
 from edgeq.devices.measured import Profile, Verification
 from edgeq.devices.program import Outcome
 from edgeq.devices.timing import Runs
@@ -74,9 +76,11 @@ def open_device(
     """
     kind, _, place = address.partition("://")
     if address == "local":
-        return LocalDevice(Computer(LocalTransport(), threads, wait, seconds, waiting=waiting))
+        return LocalDevice(
+            Computer(ProcessTransport("local", [sys.executable]), threads, wait, seconds, waiting=waiting)
+        )
     if kind == "qemu" and place in BOARDS:
-        return Computer(Arm64Transport(place), threads, wait, seconds, timed=False)
+        return Computer(arm64_transport(place), threads, wait, seconds, timed=False)
     if kind == "qemu" and place:
         return EmulatedDevice(machine_named(place))
     if kind == ssh.SCHEME:
@@ -107,6 +111,10 @@ class LocalDevice:
         if project := _project(artifact):
             return _exactly(self.name, run_on_host(project).outcome)
         return self._computer.verify(artifact)
+
+    def abort(self) -> None:
+        """End what runs, from another thread; C ends by itself."""
+        self._computer.abort()
 
     def profile(self, artifact: Artifact, runs: Runs, against: Artifact | None = None) -> Profile:
         """See `Device`. Raises as `verify`."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +15,7 @@ import numpy as np
 from edgeq.artifact import Artifact, model_bytes
 from edgeq.config_keys import SUFFIXES
 from edgeq.devices.base import LayerCost
-from edgeq.devices.link import Limits, Link, Transport
+from edgeq.devices.link import Link, Transport
 from edgeq.devices.measured import Profile, Verification
 from edgeq.devices.timing import Runs, describe
 from edgeq.errors import DeviceError, EdgeqError, MissingError, UsageError
@@ -30,30 +28,6 @@ WRONG_DB = 10.0
 _PACKAGES = {"tflite": "ai-edge-litert", "openvino": "openvino", "onnx": "onnxruntime"}
 _WHEELS = {"x86_64", "amd64", "aarch64", "arm64"}
 _C_SUFFIX = ".intgraph"
-
-
-class LocalTransport:
-    """This machine, in a process of its own; a `edgeq.devices.link.Transport`."""
-
-    name = "local"
-    remote = False
-
-    def __init__(self) -> None:
-        self.limits = Limits()
-
-    def start(self, boot: str, word: str) -> subprocess.Popen[bytes]:
-        """See `Transport`."""
-        del word
-        pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, "-c", boot], stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
-
-    def explain(self, said: str) -> EdgeqError | None:
-        """See `Transport`: there is nothing between."""
-        del said
-        return None
-
-    def close(self) -> None:
-        """See `Transport`."""
 
 
 class Computer:
@@ -121,9 +95,11 @@ class Computer:
                 found = link.ask("look", **request)
                 return self._untimed(artifact, found, environment)
             try:
-                found = link.ask("profile", seen, **request)
-            except (DeviceError, KeyboardInterrupt) as error:
-                if not times or isinstance(error, KeyboardInterrupt):
+                # Beside the runs themselves: loading, and twice as many seconds for `against`.
+                limit = self._transport.limits.answer + 3 * self._seconds
+                found = link.ask("profile", seen, limit=limit, **request)
+            except DeviceError as error:
+                if not times:
                     raise
                 return self._partial(artifact, times, environment, error)
         return self._whole(artifact, found, environment, notes)

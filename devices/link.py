@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +79,50 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Leave nothing running."""
+
+
+class ProcessTransport:
+    """Python in a process of this machine; a `Transport`.
+
+    Args:
+        name: Of the device.
+        words: The command that stands for `python`.
+        environment: Of the process, this one's when None.
+        limits: Of the conversation.
+    """
+
+    remote = False
+
+    def __init__(
+        self,
+        name: str,
+        words: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.name = name
+        self.limits = limits or Limits()
+        self._words, self._environment = words, environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, boot: str, word: str) -> subprocess.Popen[bytes]:
+        """See `Transport`."""
+        del word
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [*self._words, "-c", boot], stdin=pipe, stdout=pipe, stderr=pipe, env=self._environment, bufsize=0
+        )
+        return self._process
+
+    def explain(self, said: str) -> EdgeqError | None:
+        """See `Transport`: there is nothing between."""
+        del said
+        return None
+
+    def close(self) -> None:
+        """See `Transport`."""
+        if self._process is not None:
+            self._process.kill()
 
 
 class Link:

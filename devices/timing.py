@@ -26,7 +26,10 @@ if TYPE_CHECKING:  # this file also runs on devices with Python 3.9
 Runs: TypeAlias = "Literal['auto'] | int"
 Clock: TypeAlias = Callable[[], float]
 
+Enough: TypeAlias = Callable[["NDArray[np.floating[Any]]", float], bool]
+
 MIN_RUNS = 15
+PARTS = 10
 MAX_RUNS = 2000
 DRIFT_RUNS = 18  # six in each third, the fewest that have a 95 % interval
 MIN_SECONDS = 0.3  # so that a frequency ramp or one neighbour's burst does not decide
@@ -44,7 +47,7 @@ class Latency:
         low: Lower end of the 95 % interval of the median.
         high: Upper end of it.
         least: Fastest run, milliseconds.
-        settled: Whether the interval reached the wished width.
+        settled: Whether the interval reached the wished width, and tenths of the runs agree within twice that.
         drift: Median of the last third of the runs over that of the first, less 1; None below `DRIFT_RUNS` runs, and
             where the 95 % intervals of the two overlap.
         unit: Always `ms`.
@@ -191,7 +194,7 @@ def measure(
     for _ in range(warmup):
         run()
     seconds: list[float] = []
-    looks = _Looks(width, clock, min_seconds)
+    looks = _Looks(width, clock, min_seconds, _steady)
     while len(seconds) < limit:
         seconds.append(_once(run, clock))
         if observe is not None:
@@ -207,7 +210,7 @@ def describe(values: NDArray[np.floating[Any]], width: float = 0.02) -> Latency:
     """Percentiles, interval and drift of measured times `(n,)` in milliseconds, in the order of the runs."""
     p50, p90, p99 = (float(v) for v in np.percentile(values, (50, 90, 99)))
     low, high = median_interval(values)
-    return Latency(p50, p90, p99, len(values), low, high, float(values.min()), _narrow(values, width), _drift(values))
+    return Latency(p50, p90, p99, len(values), low, high, float(values.min()), _steady(values, width), _drift(values))
 
 
 def _drift(values: NDArray[np.floating[Any]]) -> float | None:
@@ -247,11 +250,27 @@ def _narrow(values: NDArray[np.floating[Any]], width: float) -> bool:
     return median - low <= width * median and high - median <= width * median
 
 
+def _steady(values: NDArray[np.floating[Any]], width: float) -> bool:
+    """Whether the interval is narrow, and the medians of consecutive parts agree within twice as much.
+
+    The interval takes runs for independent, which they are not where other programs come and go.
+    """
+    if len(values) < 6 * PARTS:
+        return _narrow(values, width)
+    parts = np.array([np.median(part) for part in np.array_split(values, PARTS)])
+    low, high = median_interval(parts)
+    median = float(np.median(values))
+    return _narrow(values, width) and median - low <= 2 * width * median and high - median <= 2 * width * median
+
+
 class _Looks:
     """When to look at the interval: at growing distances, since looking after every run would stop at lucky ones."""
 
-    def __init__(self, width: float, clock: Clock, min_seconds: float = MIN_SECONDS) -> None:
+    def __init__(
+        self, width: float, clock: Clock, min_seconds: float = MIN_SECONDS, enough: Enough | None = None
+    ) -> None:
         self.width = width
+        self.enough = enough or _narrow
         self.min_seconds = min_seconds
         self.clock = clock
         self.start = clock()
@@ -262,7 +281,7 @@ class _Looks:
         if len(values) < self.next or self.clock() - self.start < self.min_seconds:
             return False
         self.next = math.ceil(1.2 * len(values))
-        return _narrow(values, self.width)
+        return self.enough(values, self.width)
 
 
 def _limit(runs: Runs, warmup: int, max_seconds: float) -> int:

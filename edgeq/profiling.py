@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.artifact import Artifact
-from edgeq.devices.attached import Device
+from edgeq.devices.attached import Device, LocalDevice
 from edgeq.devices.computer import Computer
 from edgeq.devices.measured import Profile
 from edgeq.devices.timing import Runs
@@ -109,9 +110,12 @@ def profile_all(
     here = [i for i, device in enumerate(devices) if not device.name.startswith("ssh://")]
     groups = [here, *([i] for i in range(len(devices)) if i not in here)]
     found: dict[int, Profile | EdgeqError] = {}
+    stopped = threading.Event()
 
     def work(group: Sequence[int]) -> None:
         for i in group:
+            if stopped.is_set():
+                return
             try:
                 found[i] = devices[i].profile(artifact, runs, against)
             except EdgeqError as error:
@@ -124,8 +128,9 @@ def profile_all(
             for task in as_completed(waiting):
                 task.result()
         except BaseException:  # interrupted: end what runs, so that the pool can end
+            stopped.set()
             for device in devices:
-                if isinstance(device, Computer):
+                if isinstance(device, (Computer, LocalDevice)):
                     device.abort()
             raise
     return [found[i] for i in range(len(devices))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,13 @@ def way_options(several: bool) -> Callable[[_Body], _Body]:
             "--threads", type=click.IntRange(1, 1024), metavar="N", default=1, help="CPU threads (default 1)."
         ),
         click.option("--python", metavar="PATH", default="python3", help="Interpreter of a device over ssh."),
-        click.option("--wait", type=click.FloatRange(0), metavar="S", default=60.0, help="For another one to end."),
+        click.option(
+            "--wait",
+            type=click.FloatRange(0),
+            metavar="S",
+            default=60.0,
+            help="Seconds to wait for another profiler (60).",
+        ),
     )
 
     def declare(body: _Body) -> _Body:
@@ -110,7 +117,8 @@ def verify(console: Console, artifact: Path, on: str, **way: Any) -> int:
         said = "every value equal"
     else:
         quality = result["sqnr_db"]
-        said = f"SQNR median {quality['median']:.1f} dB, worst {quality['worst']:.1f} dB"
+        median = "equal" if quality["median"] == math.inf else f"{quality['median']:.1f} dB"
+        said = f"SQNR median {median}, worst {quality['worst']:.1f} dB"
         said += "" if result["agreement"] is None else f", same class in {100 * result['agreement']:.0f} %"
     console.result(f"{name} on {found.device}: {found.vectors} golden vectors, {said}")
     console.result("passed" if found.passed else "FAILED")

@@ -22,7 +22,8 @@ DOCUMENTS = (
     README,
     *(
         README.parent / "docs" / name
-        for name in ("methods.md", "robustness.md", "families/whisper.md", "families/yolo.md", "families/points.md")
+        for name in ("devices.md", "methods.md", "robustness.md")
+        + tuple(f"families/{f}.md" for f in ("whisper", "yolo", "points"))
     ),
 )
 
@@ -80,6 +81,36 @@ def openvino_table() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(f"\n{result['calibration_images']} calibration images, {result['rounds']} rounds, one thread.")
     return "\n".join(lines)
+
+
+def devices_table() -> str:
+    """What devices compute, how far two profiles lie apart, and what the profiler costs."""
+    lines = [
+        "| file | over ssh | on emulated Cortex-A72 | median and worst distance of two profiles: local, ssh |",
+        "|---|---|---|---|",
+    ]
+    result = json.loads((RESULTS / "devices.json").read_text(encoding="utf-8"))
+    for row in result["results"]:
+        apart = [
+            f"{r['median_percent']:.1f} and {r['worst_percent']:.1f} % (n={r['pairs']})"
+            for r in row.get("repeatability", [])
+        ]
+        cells = [f"{row['model']} {row['scheme']}", *(_same(v) for v in row["verify"]), ", ".join(apart) or "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    cost = result["overhead"]
+    spent = f"The profiler spends {cost['microseconds']:.1f} µs on a run beside the run."
+    lines.append(f"\n{spent} Two cores, on which other programs were a load of {result['load']:.0f}.")
+    return "\n".join(lines)
+
+
+def _same(verified: dict[str, Any]) -> str:
+    """Golden vectors on a device, in a cell."""
+    if verified["exact"]:
+        return f"equal (n={verified['vectors']})"
+    median, worst = (verified["sqnr_db"][key] for key in ("median", "worst"))
+    half = "equal" if median is None else f"{median:.1f}"
+    agreement = "" if verified["agreement"] is None else f", same class {100 * verified['agreement']:.0f} %"
+    return f"{half} / {worst:.1f} dB (n={verified['vectors']}){agreement}"
 
 
 def reference_table() -> str:
@@ -361,6 +392,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets": budgets_table,
     "robustness": robustness_table,
     "mcu": mcu_table,
+    "devices": devices_table,
     "whisper": whisper_table,
     "yolo": yolo_table,
     "points": points_table,

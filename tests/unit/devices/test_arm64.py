@@ -12,7 +12,7 @@ import pytest
 
 from edgeq.artifact import Artifact
 from edgeq.devices import arm64_setup, get_target
-from edgeq.devices.arm64 import BOARDS, Arm64Transport, missing_board, python_of
+from edgeq.devices.arm64 import BOARDS, arm64_transport, missing_board, python_of
 from edgeq.devices.attached import open_device
 from edgeq.devices.environment import cpu_info
 from edgeq.errors import DeviceError, MissingError
@@ -89,10 +89,10 @@ def test_a_board_is_built_once_and_goes_on_where_it_was(commands: Commands, tmp_
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, commands: Commands) -> None:
     with pytest.raises(MissingError) as absent:
-        Arm64Transport("rpi4")
+        arm64_transport("rpi4")
     assert absent.value.code == "EQ-P873" and "--setup qemu://rpi4" in str(absent.value.hint)
     monkeypatch.setattr(arm64_setup.shutil, "which", lambda name: None)
-    for do in (lambda: Arm64Transport("rpi4"), lambda: arm64_setup.set_up("rpi4", print)):
+    for do in (lambda: arm64_transport("rpi4"), lambda: arm64_setup.set_up("rpi4", print)):
         with pytest.raises(MissingError) as absent:
             do()
         assert "qemu-user" in str(absent.value.hint)
