@@ -25,7 +25,13 @@ from edgeq.spec import Precision
 from tests.unit.models.test_points import pointmlp_state, pointnet_state
 
 Arrays = tuple[np.ndarray, ...]
-CASES = [(name, form) for name in ("pointmlp", "pillars") for form in ("tflite", "openvino")] + [("pointnet", "tflite")]
+CASES = [
+    ("pointmlp", "openvino"),
+    ("pointmlp, nothing float", "tflite"),
+    ("pillars", "tflite"),
+    ("pillars", "openvino"),
+    ("pointnet", "tflite"),
+]
 GROUPED = {
     "kind": "points",
     "count": 32,
@@ -46,7 +52,8 @@ def case(name: str) -> tuple[nn.Module, tuple[str, ...], list[Arrays]]:
         network = pointnet_of(pointnet_state(6, True), "a.pt")
         return network, ("align_layers_0", "layers_0", "matmul*"), [(c[None, :64],) for c in clouds]
     network = pointmlp_of(pointmlp_state(), "a.pt")
-    return network, ("embedding", "stages_*_neighbour"), [network_inputs(c, GROUPED) for c in clouds]
+    kept = () if "nothing" in name else ("embedding", "stages_*_neighbour")
+    return network, kept, [network_inputs(c, GROUPED) for c in clouds]
 
 
 @pytest.mark.parametrize(("name", "format_name"), CASES)
@@ -70,10 +77,12 @@ def test_files_compute_what_the_network_does(name: str, format_name: str, tmp_pa
     candidate, legalized = build(graph, exporter, "static", recipe, statistics, Rounding(), (), tmp_path / "static")
     assert not candidate.rejected
     assert not candidate.read_back.missing
+    assert len(candidate.read_back.weights) >= 5
     floats = {op.name for op in legalized.plan.ops.values() if op.op == "linear" and op.mode == "float"}
-    assert floats and len(candidate.read_back.weights) >= 5
+    assert bool(floats) == bool(kept)
     with torch.no_grad():
         simulated = [legalized.simulation(*sample)[0].numpy() for sample in tensors]
     model = open_model(candidate.path, threads=1)
     for sample, wanted in zip(inputs, simulated, strict=True):
-        assert sqnr_db(wanted, model.run(*sample)[0]) > 25  # single steps where rounding ties; a wrong kernel gives 0
+        # single steps where rounding ties; rows picked on the grid of a filler that nobody picks gave -1 dB
+        assert sqnr_db(wanted, model.run(*sample)[0]) > 25
