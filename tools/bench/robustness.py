@@ -56,7 +56,7 @@ CASES = {
         ("points:pointmlp_elite", "--device", "rpi", "--scheme", "static", *_POINTMLP, *_CLOUDS),
         (
             *(*_POINTMLP, "--data", "{data}/pointcloud/furniture_2048.npz"),
-            *("--degrade", "jitter:2,thinning:3,occlusion:2,outliers:2,falloff:3"),
+            *("--degrade", "jitter:2,thinning:3,occlusion:2,outliers:2"),
         ),
     ),
 }
