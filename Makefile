@@ -60,6 +60,7 @@ bench: $(DEV_DEPS)
 	$(BIN)/python tools/bench/export_quality.py --data $(DATA)
 	$(BIN)/python tools/bench/calibration_memory.py $$($(BIN)/python tools/bench/export_quality.py --where) $(DATA)/yolo/images
 	$(BIN)/python tools/bench/whisper_tiny.py --data $(DATA) --out out/whisper
+	$(BIN)/python tools/bench/depth.py
 	$(BIN)/python tools/bench/tables.py
 
 bench-methods: $(DEV_DEPS)
@@ -68,6 +69,8 @@ bench-methods: $(DEV_DEPS)
 	$(BIN)/python tools/bench/vit_accuracy.py --data $(DATA)/cifar10
 	$(BIN)/python tools/bench/budgets.py --data $(DATA)
 	$(BIN)/python tools/bench/attention_codes.py --images $(DATA)/yolo/images
+	$(BIN)/python tools/bench/depth_grids.py
+	$(BIN)/python tools/bench/depth_vit.py
 	$(BIN)/python tools/bench/tables.py
 
 clean:

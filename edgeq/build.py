@@ -79,7 +79,8 @@ def _with_islands(
 ) -> tuple[IslandChoice | None, Recipe]:
     """Which operations stay float, and the recipe that says so; tried on the network with everything else quantized."""
     wish = session.config.keep_float
-    if wish == "none" or (wish == "auto" and session.adapter.loaded.network != "convolution"):
+    integers_only = session.exporter.float_format != session.exporter.name
+    if wish == "none" or (wish == "auto" and (integers_only or session.adapter.loaded.network != "convolution")):
         return None, recipe
     if wish != "auto" and not wish.isdigit():
         return None, replace(recipe, precision=replace(recipe.precision, keep_float=tuple(wish.split(","))))

@@ -7,6 +7,7 @@ A key in `edgeq/cli/methods.toml` names the benchmark and the entry:
 - `file WIDTHS`: the written file of the whole recipe
 - `attention KIND`: SQNR of an attention's output at 4 bits (`attention_codes.json`)
 - `budget OPTIONS`: a row beside both ends of its table (`budgets.json`)
+- `polish ROW`: AbsRel of `depth_nano` with activations on a grid, beside the uniform grid (`depth_grids.json`)
 - `export SCHEME`, `ships`: the candidates of the ViT-S, and which of them ships (`export_vit_s_focus.json`)
 """
 
@@ -96,6 +97,18 @@ def _attention(folder: Path, kind: str) -> str:
     return ""
 
 
+def _polish(folder: Path, *words: str) -> str:
+    rows = read(folder, "depth_grids").get("rows", [])
+    found = {(r["row"], r["bits"]): r["abs_rel"] for r in rows}
+    name = " ".join(words)
+    cells = [
+        f"{value:.1f} at {bits.upper()} (uniform {found['uniform, tensor', bits]:.1f})"
+        for (row, bits), value in found.items()
+        if row == name
+    ]
+    return f"depth_nano, AbsRel %: {', '.join(cells)}" if cells else ""
+
+
 def _export(folder: Path, scheme: str) -> str:
     for entry in read(folder, "export_vit_s_focus").get("candidates", []):
         if entry["scheme"] == scheme:
@@ -130,6 +143,7 @@ _KINDS: Mapping[str, Callable[..., str]] = {
     "gain": _gain,
     "file": _file,
     "attention": _attention,
+    "polish": _polish,
     "export": _export,
     "ships": _ships,
     "budget": _budget,

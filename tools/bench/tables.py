@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,8 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
 DOCUMENTS = (
     README,
-    *(
-        README.parent / "docs" / name
-        for name in ("devices.md", "methods.md", "robustness.md")
-        + tuple(f"families/{f}.md" for f in ("whisper", "yolo", "points"))
-    ),
+    *(README.parent / "docs" / name for name in ("devices.md", "methods.md", "robustness.md")),
+    *(README.parent / "docs" / "families" / f"{name}.md" for name in ("depth", "points", "whisper", "yolo")),
 )
 
 
@@ -379,6 +377,63 @@ def pillars_table() -> str:
     return "\n".join(lines)
 
 
+def depth_table(result: str = "depth") -> str:
+    """A depth network in the files that were made of it."""
+    lines = [
+        "| file | MB | AbsRel %: float, file (95 % interval of the difference) | change | delta1 % | RMSE m | SQNR dB "
+        "| time / float | integer MACs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    path = RESULTS / f"{result}.json"
+    if not path.is_file():
+        return f"Not measured yet: `python tools/bench/{result}.py`"
+    rows: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name, row in sorted(rows.items()):
+        metric, also = row["metric"], row["metric"]["also"]
+        low, high = metric["difference_interval"]
+        score = f"{metric['float']:.2f}, {metric['quantized']:.2f} ({low:+.2f} to {high:+.2f}, n={metric['n']})"
+        cells = [
+            name,
+            f"{row['bytes'] / 1e6:.2f} of {row['float_bytes'] / 1e6:.2f}",
+            score,
+            f"{100 * (metric['quantized'] / metric['float'] - 1):+.1f} %",
+            f"{also['delta1']['float']:.1f}, {also['delta1']['quantized']:.1f}",
+            f"{also['RMSE']['float']:.3f}, {also['RMSE']['quantized']:.3f}",
+            f"{row['sqnr_db']['median']:.1f} / {row['sqnr_db']['worst']:.1f}",
+            f"{row['latency']['ratio']:.2f}" if row["latency"] else "-",
+            f"{100 * row['integer_mac_share']:.0f} %",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def depth_degraded_table() -> str:
+    """`depth_nano` on degraded pictures."""
+    rows: dict[str, Any] = json.loads((RESULTS / "depth.json").read_text(encoding="utf-8"))
+    lines = ["| file | condition | AbsRel %: float, file | extra loss, points (95 %) |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        found = row.get("validation")
+        for outcome in [{**found["clean"], "name": "clean", "severity": ""}, *found["degraded"]] if found else []:
+            low, high = outcome.get("extra_drop_interval") or (None, None)
+            extra = "" if low is None else f"{outcome['extra_drop']:+.1f} ({low:+.1f} to {high:+.1f})"
+            where = f"{outcome['name']} {outcome['severity']}".strip()
+            scores = f"{outcome['float']:.2f}, {outcome['quantized']:.2f}"
+            lines.append(f"| {name} (n={found['n']}) | {where} | {scores} | {extra} |")
+    return "\n".join(lines)
+
+
+def depth_grids_table() -> str:
+    """Activation grids on `depth_nano`, simulated."""
+    found: dict[str, Any] = json.loads((RESULTS / "depth_grids.json").read_text(encoding="utf-8"))
+    widths = list(dict.fromkeys(row["bits"] for row in found["rows"]))
+    lines = [f"| grid of activations | {' | '.join(w.upper() for w in widths)} |", "|---" * (len(widths) + 1) + "|"]
+    for name in dict.fromkeys(row["row"] for row in found["rows"]):
+        of = {row["bits"]: row for row in found["rows"] if row["row"] == name}
+        cells = [f"{of[w]['abs_rel']:.2f} ({of[w]['interval'][0]:+.2f} to {of[w]['interval'][1]:+.2f})" for w in widths]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Float {found['float']:.2f}, n={found['n']}."])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "cost": cost_table,
@@ -397,6 +452,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "yolo": yolo_table,
     "points": points_table,
     "pillars": pillars_table,
+    "depth": depth_table,
+    "depth_vit": partial(depth_table, "depth_vit"),
+    "depth_degraded": depth_degraded_table,
+    "depth_grids": depth_grids_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 
