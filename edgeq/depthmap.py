@@ -78,11 +78,11 @@ def write_maps(found: Any, head: Any, size: tuple[int, int], stem: str) -> list[
         codes = np.rint(65535 * (whole - whole.min()) / max(float(np.ptp(whole)), 1e-12))
     files = [f"{stem}-depth.png", f"{stem}-colour.png"]
     Image.fromarray(codes.astype(np.uint16)).save(files[0])
-    Image.fromarray(_painted(whole, head)).save(files[1])
+    Image.fromarray(painted(whole, head)).save(files[1])
     return files
 
 
-def _painted(whole: Any, head: Any) -> Any:
+def painted(whole: Any, head: Any) -> Any:
     """Colours `(H, W, 3)` by nearness, without the extremes."""
     near = {"disparity": whole, "relative": -whole}.get(head["kind"])
     if near is None:

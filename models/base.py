@@ -131,6 +131,16 @@ def judge_top1(outputs: Sequence[NDArray[np.float32]], label: int) -> float:
     return 100.0 * float(int(np.argmax(outputs[0])) == int(label))
 
 
+def say_top1(outputs: Sequence[NDArray[np.float32]], label: int | None, classes: Sequence[str] | None) -> str:
+    """The surest class with its probability, and the true one where it is known."""
+    logits = np.asarray(outputs[0], dtype=np.float64).reshape(-1)
+    shares = np.exp(logits - logits.max())
+    best = int(np.argmax(logits))
+    best_name, true_name = ("" if i is None else f"class {i}" if classes is None else classes[i] for i in (best, label))
+    said = f"{best_name}, {100 * shares[best] / shares.sum():.0f} %"
+    return said if label is None else f"{said}; true: {true_name}"
+
+
 class ModelAdapter(Protocol):
     """A model family for one loaded model."""
 

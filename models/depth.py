@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeq.data import DepthFile, Role, Source, open_depth, open_images, preprocess
-from edgeq.depthmap import KINDS, METRIC, read_map, resize_map
+from edgeq.depthmap import KINDS, METRIC, painted, read_map, resize_map, summarize
 from edgeq.errors import ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
 from edgeq.graph.kinds import count_ops
 from edgeq.graph.rewrite import shape_of
 from edgeq.hashing import file_sha256
-from edgeq.models.base import LoadedModel, Metric, ModelRequest
+from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portrait
 from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.models.depth_nano import HEIGHT, WIDTH, DepthNano
 from edgeq.models.depth_score import ALSO, RESAMPLES, Judged, judge_depth, mean_of, same_depth
@@ -76,6 +76,15 @@ class DepthAdapter:
         """Scores of the map, over the photo's pixels."""
         found = resize_map(read_map(outputs[0], self.head), sample.size)
         return judge_depth(found, label.read(), self.head["kind"])
+
+    def portray(self, networks: Networks, sample: Image.Image, label: DepthFile | None) -> Portrait:
+        """The map in colours, near things bright, and its error where the depth is known."""
+        outputs = networks[""](*self.inputs(sample))
+        found = read_map(outputs[0], self.head)
+        text = "{min:.3g} to {max:.3g} {unit}".format(**summarize(found, self.head))
+        if label is not None:
+            text += f"; {self.metric.name} {self.metric.total([self.judge(outputs, sample, label)]):.1f} %"
+        return Portrait(text, Image.fromarray(painted(resize_map(found, sample.size), self.head)))
 
     def collapse(self, reference: Sequence[Arrays], outputs: Sequence[Arrays]) -> str:
         """Why the outputs are of no use: the same everywhere where the float model sees near and far."""

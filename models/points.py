@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from edgeq.data import Role, Source, open_clouds
@@ -21,7 +22,7 @@ from edgeq.data.clouds import Cloud, unusable
 from edgeq.errors import ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
-from edgeq.models.base import TOP1, LoadedModel, ModelRequest, judge_top1
+from edgeq.models.base import TOP1, LoadedModel, ModelRequest, Networks, Portrait, judge_top1, say_top1
 from edgeq.models.checkpoint import load_state_dict, read_metadata
 from edgeq.models.pillars import PillarsAdapter, load_pillars
 from edgeq.models.point_checkpoints import pointmlp_of, pointnet_of
@@ -72,6 +73,23 @@ class PointsAdapter:
         """100 when the largest logit is the label's, else 0."""
         del sample
         return judge_top1(outputs, label)
+
+    def portray(self, networks: Networks, sample: Cloud, label: int | None) -> Portrait:
+        """The cloud from the front, with the surest class."""
+        text = say_top1(networks[""](*self.inputs(sample)), label, self.loaded.classes)
+        return Portrait(text, front_view(sample))
+
+
+def front_view(cloud: Cloud) -> Image.Image:
+    """A cloud `(points, columns)` seen along its third axis, near points bright on black, 240 by 240."""
+    side, points = 240, np.asarray(cloud, dtype=np.float64)[:, :3]
+    low, high = points.min(axis=0), points.max(axis=0)
+    shares = (points - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
+    places = np.clip(np.rint((0.05 + 0.9 * shares) * (side - 1)).astype(int), 0, side - 2)
+    pixels = np.zeros((side, side), np.uint8)
+    for column, row, shade in places[np.argsort(shares[:, 2], kind="stable")]:  # the nearest last
+        pixels[side - 2 - row : side - row, column : column + 2] = 90 + 165 * shade // side
+    return Image.fromarray(pixels)
 
 
 @dataclass(frozen=True)

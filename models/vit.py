@@ -21,7 +21,7 @@ from edgeq.errors import MissingError, ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
 from edgeq.models import MODELS
-from edgeq.models.base import TOP1, LoadedModel, ModelRequest, Networks, Portrait, judge_top1
+from edgeq.models.base import TOP1, LoadedModel, ModelRequest, Networks, Portrait, judge_top1, say_top1
 from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.models.image_onnx import import_image_network
 from edgeq.models.reference import CLASSES, PREPROCESS, REFERENCE
@@ -55,19 +55,10 @@ class VitAdapter:
         return judge_top1(outputs, label)
 
     def portray(self, networks: Networks, sample: Image.Image, label: int | None) -> Portrait:
-        """The surest class with its probability, and the true one; outputs that are no logits are shown as nothing."""
-        outputs = networks[""](*self.inputs(sample))
+        """The image, with the surest class; nothing is said of outputs that may be no logits."""
         if label is None and self.loaded.classes is None:
             return Portrait("", sample)
-        logits = np.asarray(outputs[0], dtype=np.float64).reshape(-1)
-        shares = np.exp(logits - logits.max())
-        best = int(np.argmax(logits))
-        text = f"{self._class(best)}, {100 * shares[best] / shares.sum():.0f} %"
-        return Portrait(text if label is None else f"{text}; true: {self._class(int(label))}", sample)
-
-    def _class(self, index: int) -> str:
-        names = self.loaded.classes
-        return f"class {index}" if names is None else names[index]
+        return Portrait(say_top1(networks[""](*self.inputs(sample)), label, self.loaded.classes), sample)
 
 
 def load_vit(request: ModelRequest) -> VitAdapter:
