@@ -33,7 +33,7 @@ from edgeq.devices.environment import environment, runtimes
 from edgeq.errors import DeviceError, EdgeqError, MissingError
 
 ALIVE_SECONDS = 5.0
-PARTIAL_SECONDS = 1.0
+PARTIAL_SECONDS, PARTIAL_RUNS = 1.0, 20_000
 MAX_REQUEST = 1 << 22
 CACHE_BYTES, CACHE_DAYS = 1 << 30, 30
 SPARE_BYTES = 1 << 24  # a full disk makes other programs of the device fail
@@ -439,7 +439,7 @@ def _golden_files(model: Any) -> tuple[tuple[str, str, int], ...]:
 
 
 class _Times:
-    """Milliseconds of runs, sent about every second."""
+    """Milliseconds of runs, sent about every second, or before a line gets long."""
 
     def __init__(self, port: Port) -> None:
         self._port = port
@@ -450,7 +450,7 @@ class _Times:
         """Keep one; it is called between timed runs, and does as little as it can."""
         self._new.append(seconds)
         self._since += seconds
-        if self._since > PARTIAL_SECONDS:
+        if self._since > PARTIAL_SECONDS or len(self._new) >= PARTIAL_RUNS:
             self._port.send("times", ms=[round(1e3 * s, 6) for s in self._new])
             self._new, self._since = [], 0.0
 

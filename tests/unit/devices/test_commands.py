@@ -83,8 +83,8 @@ def test_a_cut_profile_is_shown_as_incomplete(
     monkeypatch.setattr(Link, "_event", cutting)
     monkeypatch.setattr(Link, "ask", asking)
     words = ("profile", tflite.folder, "--on", board.address, "--python", sys.executable)
-    code, out, _ = run(*words, "--seconds", "60", "--history")
-    assert code == 5 and "INCOMPLETE" in out and "EQ-X873" in out and "history" not in out
+    code, out, err = run(*words, "--seconds", "60", "--history")
+    assert code == 5 and "INCOMPLETE" in out and "EQ-X873" in out and "history" not in out, err
 
 
 def test_doctor_and_clean(board: Sshd, tflite: Artifact, run: Run) -> None:
