@@ -141,7 +141,14 @@ def sample(columns: int = 6) -> np.ndarray:
 
 @torch.no_grad()
 def test_pointmlp_is_the_published_network() -> None:
-    how = {"count": 32, "columns": 6, "sample": "farthest", "scale": "sphere", "stages": [[16, 6], [8, 6]]}
+    how = {
+        "kind": "points",
+        "count": 32,
+        "columns": 6,
+        "sample": "farthest",
+        "scale": "sphere",
+        "stages": [[16, 6], [8, 6]],
+    }
     points, *near = (torch.from_numpy(x) for x in network_inputs(sample(), how))
     state = pointmlp_state()
     found = pointmlp_of(state, "a.pt")(points, *near)[0]
