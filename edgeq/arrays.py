@@ -39,15 +39,17 @@ def read_arrays(source: Path | bytes, *, only: Container[str] | None = None) -> 
 
     Raises:
         DamagedArraysError: It is no archive, a checksum is wrong, or numpy cannot read an array.
-        OSError: The file cannot be read.
+        OSError: The file cannot be opened.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
-            if (bad := container.testzip()) is not None:  # before numpy parses headers that a flipped bit made noise
-                raise DamagedArraysError(f"the checksum of {bad} is wrong")
-        with np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False) as store:
-            return {name: store[name] for name in store.files if only is None or name in only}
-    except (OSError, DamagedArraysError):
-        raise
-    except Exception as error:  # zipfile and numpy report damage in a dozen ways, RuntimeError and TypeError among them
-        raise DamagedArraysError(str(error) or type(error).__name__) from error
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as container:
+                if (bad := container.testzip()) is not None:  # before numpy parses a header that is noise
+                    raise DamagedArraysError(f"the checksum of {bad} is wrong")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as store:
+                return {name: store[name] for name in store.files if only is None or name in only}
+        except DamagedArraysError:
+            raise
+        except Exception as error:  # zipfile and numpy report damage in a dozen ways, OSError of a seek among them
+            raise DamagedArraysError(str(error) or type(error).__name__) from error

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from edgeq.data import Role, Source, open_clouds, open_scenes
-from edgeq.data.clouds import Cloud, Object, unusable
+from edgeq.data.clouds import Cloud, Object, usable
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
 from edgeq.models.base import LoadedModel, Metric, ModelRequest
 from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.models.point_networks import Pillars
-from edgeq.points import Unusable, find_objects, network_inputs
+from edgeq.points import find_objects, network_inputs
 
 NAMES = ("car", "person")
 NEAR = 1.0
@@ -106,10 +106,8 @@ class PillarsAdapter:
         Raises:
             DataError: EQ-D835, missing columns.
         """
-        try:
+        with usable(f"a cloud for {self.loaded.name}"):
             return network_inputs(sample, self.how)
-        except Unusable as error:
-            raise unusable(error, f"a cloud for {self.loaded.name}") from error
 
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Cloud, label: Sequence[Object]) -> Any:
         """What is found in a scene, each with whether a labelled object that nothing surer has claimed is near."""

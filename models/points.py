@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgeq.data import Role, Source, open_clouds
-from edgeq.data.clouds import Cloud, unusable
+from edgeq.data.clouds import Cloud, usable
 from edgeq.errors import ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
@@ -26,7 +26,7 @@ from edgeq.models.base import TOP1, LoadedModel, ModelRequest, Networks, Portrai
 from edgeq.models.checkpoint import load_state_dict, read_metadata
 from edgeq.models.pillars import PillarsAdapter, load_pillars
 from edgeq.models.point_checkpoints import pointmlp_of, pointnet_of
-from edgeq.points import Unusable, network_inputs
+from edgeq.points import network_inputs
 
 POINTS, NEIGHBOURS, STAGES = 1024, 24, 4
 """As in the published training: points of a cloud, neighbours of a centre, halvings."""
@@ -64,10 +64,8 @@ class PointsAdapter:
         Raises:
             DataError: EQ-D834, too few points; EQ-D835, missing columns.
         """
-        try:
+        with usable(f"a cloud for {self.loaded.name}"):
             return network_inputs(sample, self.how)
-        except Unusable as error:
-            raise unusable(error, f"a cloud for {self.loaded.name}") from error
 
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Cloud, label: int) -> float:
         """100 when the largest logit is the label's, else 0."""

@@ -93,14 +93,7 @@ def train_epoch(training: Training, rgb: Tensor, depth: Tensor, batch: int, seed
         chosen = order[step * batch : (step + 1) * batch]
         shown, truth = augment(rgb[chosen], depth[chosen], generator)
         found = training.forward(normalized(shown).contiguous(memory_format=torch.channels_last))
-        loss = depth_loss(found, truth)
-        training.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
-        training.optimizer.step()
-        training.schedule.step()
-        training.update_average(epoch * steps + step)
-        running += float(loss.detach())
+        running += training.learn(depth_loss(found, truth), epoch * steps + step)
     training.epoch += 1
     training.seconds += time.perf_counter() - started
     print(f"epoch {epoch} loss {running / steps:.4f} {training.seconds:.0f} s in all", flush=True)

@@ -91,6 +91,16 @@ class Training:
     epoch: int = 0
     seconds: float = 0.0
 
+    def learn(self, loss: Tensor, step: int) -> float:
+        """One step down the gradient of `loss`, the `step`-th over all epochs; returns its value."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.update_average(step)
+        return float(loss.detach())
+
     def update_average(self, step: int) -> None:
         """Pull the average towards the weights after training step `step` (counted over all epochs)."""
         momentum = min(0.998, (1 + step) / (10 + step))
@@ -153,13 +163,7 @@ def train_epoch(training: Training, images: Tensor, labels: Tensor, batch: int, 
         with torch.autocast(device.type, dtype=torch.bfloat16):
             logits = training.forward(shown.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
-        training.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
-        training.optimizer.step()
-        training.schedule.step()
-        training.update_average(epoch * steps + step)
-        running += float(loss.detach())
+        running += training.learn(loss, epoch * steps + step)
         if step % 100 == 0:
             print(f"epoch {epoch} step {step}/{steps} {time.perf_counter() - started:.0f} s", flush=True)
     training.epoch += 1

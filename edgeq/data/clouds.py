@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.arrays import DamagedArraysError, read_arrays
 from edgeq.data.source import OPTION, Item, Role, Source, file_digest, unreadable
 from edgeq.errors import DataError
 from edgeq.points import SUFFIXES, Unusable, check_cloud, read_cloud
@@ -72,15 +73,23 @@ def decode(data: bytes, place: str) -> Cloud:
     Raises:
         DataError: EQ-D832 to EQ-D835, see `edgeq.points.read_cloud`.
     """
-    try:
+    with usable(place):
         return np.asarray(read_cloud(place, io.BytesIO(data)))
+
+
+@contextmanager
+def usable(place: str) -> Iterator[None]:
+    """Says of what cannot be made of a cloud where the cloud is.
+
+    Raises:
+        DataError: EQ-D832 to EQ-D835, for `edgeq.points.Unusable`.
+    """
+    try:
+        yield
     except Unusable as error:
-        raise unusable(error, place) from error
-
-
-def unusable(error: Unusable, place: str) -> DataError:
-    """The error for a cloud that cannot be used."""
-    return DataError(f"{Path(place).name} {error}", code=CODES[error.reason], place=place, hint=error.hint)
+        raise DataError(
+            f"{Path(place).name} {error}", code=CODES[error.reason], place=place, hint=error.hint
+        ) from error
 
 
 def _open_folder(folder: Path, option: str) -> Source[Cloud]:
@@ -120,14 +129,12 @@ def _packed(path: Path) -> Source[Cloud] | None:
     """The clouds of a packed file; None for a file that holds a single one."""
     place = str(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files if name in ("points", "label", "classes")}
-            others = stored.files
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+    except DamagedArraysError as error:
         raise _damaged(place, str(error)) from error
     points = arrays.get("points")
     if points is None:
-        raise _damaged(place, f"it has no array `points` but {', '.join(others) or 'nothing'}")
+        raise _damaged(place, f"it has no array `points` but {', '.join(arrays) or 'nothing'}")
     if points.ndim == 2:
         return None
     if points.ndim != 3 or points.dtype.kind not in "fiu" or not len(points):
@@ -138,10 +145,8 @@ def _packed(path: Path) -> Source[Cloud] | None:
         return bytes(points[index].tobytes())
 
     def opened(data: bytes, place: str) -> Cloud:
-        try:
+        with usable(place):
             return np.asarray(check_cloud(np.frombuffer(data, points.dtype).reshape(points.shape[1:])))
-        except Unusable as error:
-            raise unusable(error, place) from error
 
     ids = enumerate(labels)
     # the shape belongs to the bytes: the same ones in another shape are another cloud

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from edgeq.data.boxes import inside_images
-from edgeq.data.images import open_images
+from edgeq.data.images import BAD_IMAGE, open_images
 from edgeq.data.source import OPTION, Source, file_digest, require_unchanged, unreadable
 from edgeq.errors import DataError
 
@@ -127,7 +127,7 @@ def _decode_png(data: bytes, place: str, per_metre: float) -> NDArray[np.float32
             mode, values = opened.mode, np.asarray(opened)
     except UnidentifiedImageError as error:
         raise _unusable(place, "is no image", _LAYOUT) from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (*BAD_IMAGE, Image.DecompressionBombError) as error:
         raise _unusable(place, f"is damaged: {error}", "copy the file again, or remove it with its photo") from error
     if mode not in _SIXTEEN:
         raise _unusable(
@@ -139,7 +139,7 @@ def _decode_png(data: bytes, place: str, per_metre: float) -> NDArray[np.float32
 def _decode_array(data: bytes, place: str) -> NDArray[np.float32]:
     try:
         values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reports damage in a dozen ways
         raise _unusable(place, f"is no array: {error}", "write it by numpy.save") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
         kind = getattr(values, "dtype", "several arrays")

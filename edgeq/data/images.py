@@ -27,7 +27,7 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff",
 MAX_SIDE_RATIO = 100
 """Longest allowed side in units of the shorter: a resize to the shorter side would blow up a strip."""
 
-_BAD_IMAGE = (
+BAD_IMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -107,7 +107,7 @@ def decode(data: bytes, place: str) -> Image.Image:
         ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _unsuitable(place, "is too large", "scale it down to less than 80 megapixels") from error
-    except _BAD_IMAGE as error:
+    except BAD_IMAGE as error:
         raise DataError(
             f"{Path(place).name} is damaged or truncated: {error}",
             code="EQ-D053",

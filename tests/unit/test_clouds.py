@@ -88,3 +88,25 @@ def test_the_reasons_have_their_codes() -> None:
         with pytest.raises(DataError) as caught:
             decode(text, "a.txt")
         assert caught.value.code == code
+
+
+@pytest.mark.parametrize("name", ["packed.npz", "single.npz", "single.npy"])
+@pytest.mark.parametrize("flip", [0x01, 0x08, 0xFF])
+def test_damage_is_an_error_of_the_data(name: str, flip: int, tmp_path: Path) -> None:
+    """Any byte: zipfile and numpy report it in a dozen ways, all of which must arrive as one."""
+    path = tmp_path / name
+    if name.endswith("npy"):
+        np.save(path, some()[0])
+    else:
+        packed(path, points=some(1) if name == "packed.npz" else some()[0])
+    sound, refused = path.read_bytes(), 0
+    for place in range(0, len(sound), 3):
+        content = bytearray(sound)
+        content[place] ^= flip
+        path.write_bytes(content)
+        try:
+            open_clouds(path, role="calibration").read(0)
+        except DataError as error:
+            assert error.code.startswith("EQ-D83")
+            refused += 1
+    assert refused
