@@ -17,8 +17,8 @@ from edgeq.graph.transforms.parameters import argument, parameter, set_parameter
 from edgeq.graph.transforms.report import Applied, Batches, Report, Skipped
 
 ALPHA = 0.75
-"""How far channels are evened out: 0 leaves them, 1 gives each a grid of its own. By measurement on YOLOX-nano, where
-0.5 has too few codes for quiet channels still, and 1 rounds the columns of the next layer's weights apart."""
+"""How far channels are evened out: 0 leaves them, 1 gives each a grid of its own; by measurement on YOLOX-nano
+(docs/decisions/0013): 0.5 leaves quiet channels too few codes, 1 spreads the columns of the next layer's weights."""
 
 SATURATED = 8.0
 """Beyond it a sigmoid differs from 0 and 1 by a tenth of an 8-bit code, and `x * sigmoid(x)` by 0.003 from ReLU."""
