@@ -153,6 +153,9 @@ class _Pair:
             inputs: Through the quantizers of the inputs.
             output: Through the quantizer of the result.
         """
+        if twin.target is not node.target:  # a picked row, whose simulation is the row's codes times their scale
+            result = self._evaluate(twin) if weights else self.exact[node.name]
+            return _on_grid(result, twin) if output else result
 
         def value_of(ours: Any, theirs: Any) -> Any:
             if isinstance(ours, (list, tuple)):
@@ -179,8 +182,10 @@ class _Pair:
         """Evaluate `node` of the simulation from the ancestors whose float value is known."""
         if node.name in self.exact:
             return self.exact[node.name]
-        if node.op == "get_attr":
-            return fetch(self.simulation, str(node.target))
+        return fetch(self.simulation, str(node.target)) if node.op == "get_attr" else self._evaluate(node)
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        """What `node` of the simulation makes of its operands."""
         args = fx.node.map_arg(node.args, self._compute)
         kwargs = fx.node.map_arg(node.kwargs, self._compute)
         target: Any = node.target

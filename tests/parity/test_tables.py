@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgeq.devices import open_model
 from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
 from edgeq.graph.capture import capture
+from edgeq.graph.layers import layer_fidelity
 from edgeq.graph.solve import Rounding
 from edgeq.recipe import Recipe
 from edgeq.spec import Precision
@@ -64,6 +66,9 @@ def test_a_table_is_stored_in_integers_once(name: str, rounding: str, tmp_path: 
     assert np.abs(logits - simulated[1]).max() < 0.02 * np.abs(logits).max()
     exact = graph(*map(torch.from_numpy, INPUTS))[0].numpy()
     assert 0 < np.abs(picked - exact).max() < 0.05
+    rows = {r.op: r for r in layer_fidelity(graph, legalized, samples[:2])}
+    assert rows["embedding"].weights_db == rows["embedding"].own_db < 60, "all that is lost is in the table"
+    assert rows["embedding"].inputs_db == rows["embedding"].output_db == math.inf
 
 
 def test_whole_number_inputs_keep_their_type() -> None:
