@@ -225,9 +225,10 @@ def test_read_only_disk(small_disk: Path) -> None:
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from edgeq.artifact import staged
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background inherit that it is ignored
 with staged(Path(sys.argv[1]), sys.argv[2]) as folder:
     (folder / "half").write_text("1")
     print("ready", flush=True)
