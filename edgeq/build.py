@@ -15,7 +15,7 @@ from edgeq.candidate import Candidate, Learn
 from edgeq.config_keys import MIXED
 from edgeq.errors import UsageError
 from edgeq.firmware import misfits
-from edgeq.graph.islands import IslandChoice, choose_islands
+from edgeq.graph.islands import IslandChoice, choose_islands, tried_units
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
 from edgeq.graph.legalize import Legalized, legalize
@@ -98,7 +98,7 @@ def _with_islands(
     grids = [[t.name, t.provenance] for t in plain.plan.tensors.values()]
     key = _key(session, graph, scheme, exporter.name, FREED_ON, grids, always)
     folder = work_folder("islands")
-    with stages.step(f"try {scheme}", len(set(placement.groups.values()) - set(placement.fixed))) as advance:
+    with stages.step(f"try {scheme}", len(tried_units(graph, placement))) as advance:
         choice = choose_islands(
             graph,
             plain,

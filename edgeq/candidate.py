@@ -207,35 +207,33 @@ def measure_fidelity(
     }
     few = [tuple(torch.from_numpy(a) for a in sample) for sample in inputs[:SIMULATED]]
     with torch.no_grad():
-        simulated = [legalized.simulation(*sample) for sample in few]
-    predicted = summarize(
-        [
-            min(sqnr_db(r, s.numpy()) for r, s in zip(truth, outputs, strict=True))
-            for truth, outputs in zip(reference[:SIMULATED], simulated, strict=True)
-        ]
-    )
-    reached = summarize(
-        [
-            min(sqnr_db(r, o) for r, o in zip(truth, found, strict=True))
-            for truth, found in zip(reference[:SIMULATED], outputs[:SIMULATED], strict=True)
-        ]
-    )
+        simulated = [tuple(o.numpy() for o in legalized.simulation(*sample)) for sample in few]
+    predicted, reached = (_median_db(reference[:SIMULATED], found) for found in (simulated, outputs[:SIMULATED]))
     layers = layer_fidelity(graph, legalized, few[:2])
     execution = model.execution()
-    useless = adapter.collapse(reference, outputs) if isinstance(adapter, Guarded) else ""
-    if predicted.median - reached.median > APART_DB:
-        useless = (
-            f"the file computes something else than was planned: {reached.median:.1f} dB where its simulation has "
-            f"{predicted.median:.1f}"
+    useless = [adapter.collapse(reference, outputs)] if isinstance(adapter, Guarded) else []
+    if predicted - reached > APART_DB:
+        useless.append(
+            f"the file computes something else than was planned: {reached:.1f} dB where its simulation has "
+            f"{predicted:.1f}"
         )
     return replace(
         candidate,
         fidelity=fidelity,
-        simulated_db=predicted.median,
+        simulated_db=predicted,
         execution=execution,
-        rejected=(*candidate.rejected, *_ran_float(candidate.read_back, execution), *([useless] if useless else [])),
+        rejected=(*candidate.rejected, *_ran_float(candidate.read_back, execution), *filter(None, useless)),
         layers=layers,
     )
+
+
+def _median_db(reference: Sequence[Arrays], found: Sequence[Arrays]) -> float:
+    """Median over samples of the SQNR of the least faithful output."""
+    worst = [
+        min(sqnr_db(r, f) for r, f in zip(truth, outputs, strict=True))
+        for truth, outputs in zip(reference, found, strict=True)
+    ]
+    return summarize(worst).median
 
 
 def measure_latency(

@@ -106,8 +106,7 @@ def choose_islands(
     """
     full = place(())
     trial = _Trial(legalized.simulation, full, samples)
-    constants = {n.name for n in graph.graph.nodes if n.op == "get_attr"}  # as rounded in the reference, like weights
-    units = {root: None for name, root in full.groups.items() if root not in full.fixed and name not in constants}
+    units = tried_units(graph, full)
     if not units or count == 0:
         return IslandChoice((), (), {}, {}, 0.0)
     alone = measured(
@@ -125,6 +124,16 @@ def choose_islands(
     chosen = kept[count or min(n for n, error in errors.items() if error <= least)]
     scores = {unit: alone[unit, _BITS] for unit in ranked[: max(len(chosen.units), 4)]}
     return IslandChoice(chosen.ops, chosen.units, scores, errors, chosen.mac_share)
+
+
+def tried_units(graph: fx.GraphModule, full: Placement) -> tuple[str, ...]:
+    """The grids that `choose_islands` tries, each by the root of its group.
+
+    Neither those that the runtime dictates nor those of constants, which are as rounded in the reference, like weights.
+    """
+    constants = {n.name for n in graph.graph.nodes if n.op == "get_attr"}
+    found = {root: None for name, root in full.groups.items() if root not in full.fixed and name not in constants}
+    return tuple(found)
 
 
 @dataclass(frozen=True)
