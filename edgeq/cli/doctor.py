@@ -10,9 +10,9 @@ from importlib import metadata
 
 import click
 
+from edgeq.cli.checks import MISSING, Check
 from edgeq.cli.console import Console
 from edgeq.cli.devices import complete_device
-from edgeq.cli.diagnosis import MISSING, Check
 from edgeq.cli.examine import examine
 from edgeq.cli.options import command
 from edgeq.devices import cortex_m, get_target, host

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from edgeq.cli.checks import MISSING, Check
 from edgeq.cli.console import Console
-from edgeq.cli.diagnosis import MISSING, Check
 from edgeq.errors import UsageError
 
 _INSTALL = {"tflite": "ai-edge-litert", "openvino": "openvino", "onnx": "onnxruntime"}

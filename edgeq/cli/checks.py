@@ -1,4 +1,4 @@
-"""One line of a diagnosis, of this machine or of a device."""
+"""What `edgeq doctor` says, line by line, of this machine or of a device."""
 
 from __future__ import annotations
 
