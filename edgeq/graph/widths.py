@@ -24,7 +24,7 @@ from edgeq.quant.allocation import Allocation, Choice, ilp, weight_bytes
 from edgeq.quant.sensitivity import kl_divergence, measured
 from edgeq.quant.uniform import dequantize
 from edgeq.quant.weights import round_weights, weight_qparams
-from edgeq.spec import QuantSpec
+from edgeq.spec import PerGroup, QuantSpec
 
 NARROW, WIDE = 4, 8
 
@@ -89,7 +89,7 @@ def choose_widths(graph: fx.GraphModule, problem: WidthProblem, losses: Mapping[
     Raises:
         UsageError: EQ-U332 where even the narrowest weights do not fit.
     """
-    least = problem.overhead + sum(weight_cost(fetch(graph, p), min(specs)) for p, specs in problem.weights.items())
+    least = problem.overhead + sum(weight_cost(fetch(graph, p), s[min(s)]) for p, s in problem.weights.items())
     if least > problem.budget:
         raise UsageError(
             f"the budget of {problem.budget / 1000:g} kB is below {least / 1000:.0f} kB, the smallest file of this "
@@ -103,14 +103,15 @@ def choose_widths(graph: fx.GraphModule, problem: WidthProblem, losses: Mapping[
         for bits in specs:
             # 8 bits alone are hardly ever seen in the outputs; the difference to 4 is what the choice is about.
             score = losses[path] if bits == NARROW else 0.0
-            choices.append(Choice(path, bits, weight_cost(weight, bits), score))
+            choices.append(Choice(path, bits, weight_cost(weight, specs[bits]), score))
     found = ilp(choices, problem.budget - problem.overhead)
     return WidthChoice(found, losses, round(found.cost + problem.overhead))
 
 
-def weight_cost(weight: Tensor, bits: int) -> int:
-    """Bytes of a weight with one scale and one zero point, 4 and 8 bytes, per output channel."""
-    return weight_bytes(weight.numel(), bits, scales=3 * len(weight))
+def weight_cost(weight: Tensor, spec: QuantSpec) -> int:
+    """Bytes of a weight with one scale and one zero point, 4 and 8 bytes, per output channel; or a scale per group."""
+    scales = weight.numel() // spec.granularity.size if isinstance(spec.granularity, PerGroup) else 3 * len(weight)
+    return weight_bytes(weight.numel(), spec.bits, scales=scales)
 
 
 @torch.no_grad()

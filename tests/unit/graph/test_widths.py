@@ -14,7 +14,7 @@ from edgeq.graph.capture import capture
 from edgeq.graph.rewrite import fetch
 from edgeq.graph.widths import WidthProblem, choose_widths, relative_error, weight_cost, weight_losses
 from edgeq.recipe import place_scheme, width_problem
-from edgeq.spec import Precision
+from edgeq.spec import Precision, QuantSpec
 
 OVERHEAD = 1000
 
@@ -51,7 +51,7 @@ def samples() -> list[tuple[Tensor]]:
 def problem_of(graph: fx.GraphModule, budget: float) -> tuple[WidthProblem, dict[str, list[str]]]:
     exporter, precision = get_exporter("tflite"), Precision()
     _, placement = place_scheme(graph, exporter, "integer", precision)
-    wide = sum(weight_cost(fetch(graph, path), 8) for path in set(placement.weights.values()))
+    wide = sum(weight_cost(fetch(graph, path), QuantSpec()) for path in set(placement.weights.values()))
     return width_problem(graph, exporter, "integer", precision, wide + OVERHEAD, budget)
 
 
