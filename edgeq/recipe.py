@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from torch import Tensor, fx
 
@@ -134,8 +135,8 @@ def place_scheme(
         config = replace(config, rules=(*config.rules, *kept))
     if wanted.narrow:
         few = _config(graph, exporter, scheme, replace(wanted, weight_bits=NARROW))
-        kinds = {n.name: op_kind(n) for n in graph.graph.nodes}
-        rules = tuple(QuantRule(name=name, weight=few.resolve(name, kinds[name]).weight) for name in wanted.narrow)
+        named = [n for n in _layers(graph, exporter.rules) if any(fnmatchcase(n.name, p) for p in wanted.narrow)]
+        rules = tuple(QuantRule(name=n.name, weight=few.resolve(n.name, op_kind(n)).weight) for n in named)
         config = replace(config, rules=(*config.rules, *rules))
     return config, place(graph, config, exporter.rules)
 
@@ -153,7 +154,13 @@ def _config(graph: fx.GraphModule, exporter: Exporter, scheme: str, wanted: Prec
 
 
 def width_problem(
-    graph: fx.GraphModule, exporter: Exporter, scheme: str, precision: Precision, wide_bytes: int, budget: float
+    graph: fx.GraphModule,
+    exporter: Exporter,
+    scheme: str,
+    precision: Precision,
+    wide_bytes: int,
+    budget: float,
+    narrow_bytes: int | None = None,
 ) -> tuple[WidthProblem, dict[str, list[str]]]:
     """What `--bits mixed` decides, and the layers that read each weight.
 
@@ -164,6 +171,8 @@ def width_problem(
         precision: Range estimator and structure.
         wide_bytes: Size of the file with all weights in 8 bits.
         budget: Largest size of the artifact in bytes.
+        narrow_bytes: Size of the file with all weights in 4 bits that can be; what it has beyond their codes and scales
+            is shared out to them. Nothing when None.
     """
     wishes: dict[str, dict[int, list[QuantSpec]]] = {}
     readers: dict[str, list[str]] = {}
@@ -181,7 +190,12 @@ def width_problem(
         if first.bits == NARROW and all(other == first for other in others) and len(layers) == 1:
             specs[path][NARROW] = first
     stored = sum(weight_cost(fetch(graph, path), found[WIDE]) for path, found in specs.items())
-    return WidthProblem(specs, wide_bytes - stored, budget), readers
+    overhead, extra = wide_bytes - stored, 0.0
+    narrow = [path for path, found in specs.items() if NARROW in found]
+    if narrow_bytes is not None and narrow:
+        least = sum(weight_cost(fetch(graph, path), found[min(found)]) for path, found in specs.items())
+        extra = max(0.0, (narrow_bytes - overhead - least) / len(narrow))
+    return WidthProblem(specs, overhead, budget, extra), readers
 
 
 def place_integer(
