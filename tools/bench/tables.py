@@ -22,7 +22,7 @@ README = Path(__file__).parents[2] / "README.md"
 DOCUMENTS = (
     README,
     *(README.parent / "docs" / name for name in ("devices.md", "methods.md", "robustness.md")),
-    *(README.parent / "docs" / "families" / f"{name}.md" for name in ("depth", "points", "whisper", "yolo")),
+    *(README.parent / "docs" / "families" / f"{name}.md" for name in ("depth", "points", "vit", "whisper", "yolo")),
 )
 
 
