@@ -14,11 +14,12 @@ from torch import fx
 
 from edgeq.artifact import model_bytes
 from edgeq.devices import open_model
-from edgeq.devices.base import Execution
+from edgeq.devices.base import Execution, Recording, RuntimeModel
 from edgeq.devices.timing import PairedLatency, Runs, paired_latency
+from edgeq.diagnosis import first_lowered, is_lowered
 from edgeq.exporters.base import Exporter, ReadBack
 from edgeq.graph.islands import IslandChoice
-from edgeq.graph.layers import LayerFidelity, layer_fidelity
+from edgeq.graph.layers import LayerFidelity, layer_fidelity, layers_by_weight
 from edgeq.graph.learn import Learned
 from edgeq.graph.legalize import Legalized, legalize
 from edgeq.graph.placement import Placement
@@ -35,6 +36,7 @@ Learn = Callable[[fx.GraphModule, Legalized, Placement], tuple[Legalized, Learne
 """Learns codes, grids and biases of a legalized graph: `(float graph, legalized, placement)`."""
 
 SIMULATED = 4  # samples on which the simulation is run beside the artifact
+LAYERED = 2  # samples on which layers are compared
 APART_DB = 10.0
 """A file that is so much less faithful than its simulation computes something else than was planned."""
 RANKED = 5  # layers named in evidence and messages
@@ -209,13 +211,15 @@ def measure_fidelity(
     with torch.no_grad():
         simulated = [tuple(o.numpy() for o in legalized.simulation(*sample)) for sample in few]
     predicted, reached = (_median_db(reference[:SIMULATED], found) for found in (simulated, outputs[:SIMULATED]))
-    layers = layer_fidelity(graph, legalized, few[:2])
+    shown = record_layers(model, candidate.read_back, layers_by_weight(graph, legalized.plan), inputs[:LAYERED])
+    layers = layer_fidelity(graph, legalized, few[:LAYERED], shown)
     execution = model.execution()
     useless = [adapter.collapse(reference, outputs)] if isinstance(adapter, Guarded) else []
     if predicted - reached > APART_DB:
+        first = first_lowered((r.name for r in layers if is_lowered(r.total_db, r.file_db)), candidate.plan.ops)
         useless.append(
             f"the file computes something else than was planned: {reached:.1f} dB where its simulation has "
-            f"{predicted:.1f}"
+            f"{predicted:.1f}{f'; first at {first}' if first else ''}"
         )
     return replace(
         candidate,
@@ -225,6 +229,28 @@ def measure_fidelity(
         rejected=(*candidate.rejected, *_ran_float(candidate.read_back, execution), *filter(None, useless)),
         layers=layers,
     )
+
+
+def record_layers(
+    model: RuntimeModel, read_back: ReadBack, layers: Mapping[str, Sequence[str]], inputs: Sequence[Arrays]
+) -> list[dict[str, NDArray[Any]]]:
+    """What layers give in the file, by layer, for each of `inputs`; empty where the runtime does not show it.
+
+    Args:
+        model: The file, loaded.
+        read_back: Which of its tensors holds the result of which weight's layers.
+        layers: Layers by the weight that they read.
+        inputs: Network inputs.
+    """
+    places: dict[str, str] = {}
+    for weight, names in layers.items():
+        sites = read_back.sites.get(weight, ())
+        if len(sites) == len(names):  # otherwise a layer was split or merged, and nobody knows which is whose
+            places.update(zip(names, sites, strict=True))
+    if not places or not isinstance(model, Recording):
+        return []
+    recorded = (model.record(set(places.values()), *sample) for sample in inputs)
+    return [{layer: held[place] for layer, place in places.items() if place in held} for held in recorded]
 
 
 def _median_db(reference: Sequence[Arrays], found: Sequence[Arrays]) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeq.artifact import Artifact
-from edgeq.diagnosis import diagnose
+from edgeq.diagnosis import diagnose, first_lowered
 from edgeq.errors import InputError
 from edgeq.report.charts import Line, line_chart
 
@@ -111,6 +111,7 @@ def render(artifact: Artifact, validations: Sequence[Mapping[str, Any]]) -> str:
         fidelity=_worst_output(shipped),
         layers=layers[:WORST_LAYERS],
         layer_count=len(layers),
+        lowered=first_lowered((r["layer"] for r in layers if r["lowered"]), plan.ops),
         best_db=max((float(r["own_db"]) for r in layers[:WORST_LAYERS]), default=1.0),
         weights=[{"name": t.name, "bits": t.bits, "values": t.provenance} for t in plan.weights()],
         validations=[_validation(v) for v in validations],
