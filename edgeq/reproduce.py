@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.artifact import Artifact, Manifest, describe_files
+from edgeq.artifact import Artifact, describe_files
 from edgeq.build import build_scheme
 from edgeq.bundle import BundleParts, Choice, write_artifact_files
-from edgeq.errors import DataError
 from edgeq.origin import open_whole, recorded_config, require_same_weights
 from edgeq.progress import Progress
 from edgeq.session import Stages, prepare
@@ -53,10 +52,8 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
     config = recorded_config(manifest, folder, inputs)
     stages = Stages(progress)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
-        job = prepare(config, Path(scratch), stages)
-        items = job.first.samples.calibration_items
+        job = prepare(config, Path(scratch), stages, [item["sha256"] for item in manifest.calibration])
         require_same_weights(manifest, job.first.adapter.loaded)
-        _require_same_items(manifest, [i.sha256 for i in items])
         shipped = {}
         for name, session in job.sessions.items():
             scheme = Artifact.open(folder / name).manifest.scheme
@@ -72,12 +69,3 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
         different=tuple(p for p, h in recorded.items() if p in found and found[p] != h),
         missing=tuple(p for p in recorded if p not in found),
     )
-
-
-def _require_same_items(manifest: Manifest, items: list[str]) -> None:
-    if items != [item["sha256"] for item in manifest.calibration]:
-        raise DataError(
-            "the calibration images are others than the manifest lists",
-            code="EQ-D022",
-            hint="give the same folder with --calib, unchanged",
-        )

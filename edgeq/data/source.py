@@ -109,8 +109,7 @@ class Source(Generic[Sample]):
 def split(source: Source[Any], calibration: int, holdout: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Indices for calibration and held out to measure fidelity on; no item is in both.
 
-    Exact copies count once (only the first can be chosen). The choice depends on the items' bytes and the seed, not on
-    their names or order. The held-out part is filled first; calibration gets what is left, up to `calibration`.
+    The held-out part is filled first; calibration gets what is left, up to `calibration`.
 
     Args:
         source: The samples.
@@ -120,6 +119,19 @@ def split(source: Source[Any], calibration: int, holdout: int, seed: int) -> tup
 
     Raises:
         DataError: Too few different items.
+    """
+    candidates, held = shuffled(source, holdout, seed)
+    return tuple(sorted(candidates[: max(1, calibration)])), tuple(sorted(held))
+
+
+def shuffled(source: Source[Any], holdout: int, seed: int) -> tuple[list[int], list[int]]:
+    """Candidates for calibration in an order drawn by `seed`, and the items held out.
+
+    Exact copies count once (only the first can be chosen). The order depends on the items' bytes and the seed, not on
+    their names or order.
+
+    Raises:
+        DataError: EQ-D054, too few different items.
     """
     first: dict[str, int] = {}
     for index, item in enumerate(source.items):
@@ -136,7 +148,7 @@ def split(source: Source[Any], calibration: int, holdout: int, seed: int) -> tup
         )
     names = sorted(first)
     order = [first[names[i]] for i in np.random.default_rng(seed).permutation(len(names))]
-    return tuple(sorted(order[holdout : holdout + max(1, calibration)])), tuple(sorted(order[:holdout]))
+    return order[max(0, holdout) :], order[: max(0, holdout)]
 
 
 def file_digest(file: Path) -> str:
