@@ -41,6 +41,8 @@ def open_validation(path: Path) -> dict[str, Any]:
             raise ValueError("a condition has no score")
         for sample in data.get("samples", ()):
             _check_sample(sample)
+        if data.get("rebuild") is not None:
+            _check_rebuild(data["rebuild"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         cause = getattr(error, "strerror", None) or error
         raise InputError(
@@ -63,6 +65,14 @@ def _check_sample(sample: Mapping[str, Any]) -> None:
             raise ValueError("a picture is no embedded JPEG")
     if not (numbers and texts):
         raise ValueError("a sample is damaged")
+
+
+def _check_rebuild(found: Mapping[str, Any]) -> None:
+    """Every figure that the page shows is one."""
+    figures = [found["shipped"], found["luck"], found["deviation"], found["n"], *found["interval"]]
+    figures += [part for build in found["rebuilds"] for part in (build["seed"], build["score"])]
+    if not all(isinstance(figure, (int, float)) for figure in figures):
+        raise ValueError("a rebuild has no score")
 
 
 def write_report(bundle: Path, validations: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -134,7 +144,14 @@ def _validation(data: Mapping[str, Any]) -> dict[str, Any]:
             charts.append({"name": name, "svg": _curve(str(name), data, [clean, *outcomes])})
     gate = data["gate"]
     gated = any(gate.get(name) is not None for name in ("max_drop", "max_extra_drop", "min_sqnr_db"))
-    return {"samples": [], **data, "charts": charts, "outcomes": [clean, *data["degraded"]], "gated": gated}
+    return {
+        "samples": [],
+        "rebuild": None,
+        **data,
+        "charts": charts,
+        "outcomes": [clean, *data["degraded"]],
+        "gated": gated,
+    }
 
 
 def _curve(name: str, data: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:

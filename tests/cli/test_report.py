@@ -77,6 +77,8 @@ def validation(tmp_path: Path) -> Path:
     samples = [
         {"condition": "noise:5", "item": "7", "agreement": 0.5, "sqnr_db": None, "float": seen, "artifact": blind}
     ]
+    builds = [{"seed": 1, "score": 78.875}]
+    rebuild = {"shipped": 79.0, "luck": 0.625, "deviation": 0.2, "n": 9, "interval": [78.25, 79.75], "rebuilds": builds}
     gate = {"max_drop": 1.0, "max_extra_drop": None, "min_sqnr_db": None, "passed": False, "missed": ["noise:5: falls"]}
     data = {
         "schema": "edgeq.validate/1",
@@ -85,6 +87,7 @@ def validation(tmp_path: Path) -> Path:
         "n": 9,
         "higher_is_better": True,
         "samples": samples,
+        "rebuild": rebuild,
     }
     path = tmp_path / "validation.json"
     path.write_text(json.dumps({**data, "clean": clean, "degraded": degraded, "worst": degraded[1], "gate": gate}))
@@ -110,6 +113,8 @@ def test_a_page_with_a_validation(
         "<i>cat</i>, 90 %",
         "would help",
         "ships",
+        "up to 0.62 % by luck",
+        "78.88",
     ):
         assert expected in words
     assert page.read_text().count("<svg") == 1  # one severity is no curve
@@ -144,8 +149,12 @@ def test_refusals(run: Run, exported: tuple[Path, dict[str, Any]], validation: P
         foreign = json.loads(validation.read_text())
         foreign["samples"][0]["float"]["picture"] = picture
         (tmp_path / f"{name}.json").write_text(json.dumps(foreign))
+    unscored = json.loads(validation.read_text())
+    unscored["rebuild"]["rebuilds"][0]["score"] = "<script>"
+    (tmp_path / "unscored.json").write_text(json.dumps(unscored))
     for words, code, exit_code in (
         ((bundle, "--validation", "absent.json"), "EQ-I770", 3),
+        ((bundle, "--validation", "unscored.json"), "EQ-I770", 3),
         ((bundle, "--validation", "other.json"), "EQ-I770", 3),
         ((bundle, "--validation", "cut.json"), "EQ-I770", 3),
         ((bundle, "--validation", "remote.json"), "EQ-I770", 3),
