@@ -54,7 +54,7 @@ class PointsAdapter:
 
     def open(self, path: Path, role: Role) -> Source[Cloud]:
         """Clouds, see `open_clouds`; the first is tried, so that data of another kind is refused at once."""
-        source = open_clouds(path, role=role, classes=self.loaded.classes)
+        source = open_clouds(path, role=role)
         self.inputs(source.read(0))
         return source
 
