@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,31 @@ SIMULATED = 4  # samples on which the simulation is run beside the artifact
 LAYERED = 2  # samples on which layers are compared
 APART_DB = 10.0
 """A file that is so much less faithful than its simulation computes something else than was planned."""
+OUTLINE = 48  # parts of a tensor's range that evidence counts
 RANKED = 5  # layers named in evidence and messages
+
+
+@dataclass(frozen=True)
+class RangeOutline:
+    """What calibration saw of a tensor, beside the grid that it got.
+
+    Args:
+        tensor: Its name.
+        low: Smallest value seen.
+        high: Largest value seen.
+        grid: Smallest and largest value of the grid.
+        counts: Values in equal parts of low to high.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    grid: tuple[float, float]
+    counts: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,7 @@ class Candidate:
         latency: Paired with the float file, or None when not timed.
         execution: What the runtime made of the file, or None before it ran.
         layers: Quantized operations, the largest own error first.
+        ranges: Calibrated tensors, in the order of the plan.
         widths: How a budget of bytes was spent.
         learned: What was learned after rounding.
         islands: What measurement keeps float, and why.
@@ -75,6 +100,7 @@ class Candidate:
     latency: PairedLatency | None = None
     execution: Execution | None = None
     layers: Sequence[LayerFidelity] = ()
+    ranges: Sequence[RangeOutline] = ()
     widths: WidthChoice | None = None
     learned: Learned | None = None
     islands: IslandChoice | None = None
@@ -105,6 +131,7 @@ class Candidate:
             "file": self.read_back.to_dict(),
             "float_ops": _float_ops(self.plan),
             "layers": [r.to_dict() for r in self.layers],
+            "ranges": [r.to_dict() for r in self.ranges],
         }
 
 
@@ -170,9 +197,24 @@ def build(
         read_back,
         recipe,
         learned=learned,
+        ranges=outlines(legalized.plan, statistics),
         rejected=tuple(rejected),
     )
     return candidate, legalized
+
+
+def outlines(plan: QuantPlan, statistics: Mapping[str, TensorStatistics]) -> tuple[RangeOutline, ...]:
+    """What calibration saw of each planned activation that has a range of its own."""
+    found = []
+    for tensor in plan.tensors.values():
+        seen = statistics.get(tensor.name)
+        if tensor.role != "activation" or seen is None or not seen.count:
+            continue
+        spec, scale, zero = tensor.uniform.spec, float(tensor.uniform.scale), int(tensor.uniform.zero_point)
+        grid = ((spec.qmin - zero) * scale, (spec.qmax - zero) * scale)
+        counts = tuple(int(n) for n in seen.outline(OUTLINE))
+        found.append(RangeOutline(tensor.name, float(seen.low), float(seen.high), grid, counts))
+    return tuple(found)
 
 
 def example_of(graph: fx.GraphModule) -> tuple[torch.Tensor, ...]:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeq.portraits import data_uri, most_different
-from edgeq.report.charts import Line, line_chart, nice_ticks
+from edgeq.report.charts import Line, histogram, line_chart, nice_ticks
 from tests.cli.conftest import Run
 
-VOID = {"meta", "line", "circle", "polyline", "br", "img"}
+VOID = {"meta", "line", "circle", "polyline", "polygon", "rect", "br", "img"}
 
 
 class Nesting(HTMLParser):
@@ -182,3 +182,21 @@ def test_a_chart_says_in_words_what_it_draws() -> None:
     svg = line_chart("top1 <noise>", "%", ["clean", "1"], [Line("float", "float", ((0.0, 80.0), (1.0, 60.0)))])
     assert "<desc>float: clean 80, 1 60</desc>" in svg
     assert "&lt;noise&gt;" in svg
+
+
+def test_a_band_is_drawn_and_widens_the_scale() -> None:
+    points = ((0.0, 80.0), (1.0, 60.0))
+    plain = line_chart("top1", "%", ["clean", "1"], [Line("artifact", "artifact", points)])
+    shaded = line_chart("top1", "%", ["clean", "1"], [Line("artifact", "artifact", points, ((0, 79, 81), (1, 40, 61)))])
+    assert "<polygon" not in plain
+    assert shaded.count("<polygon") == 1
+    assert ">40<" in shaded and ">40<" not in plain
+
+
+def test_a_histogram_says_what_its_grid_covers() -> None:
+    svg = histogram("values of <x>", -1.0, 3.0, [5, 0, 1, 2], (-1.0, 2.0))
+    assert "values from -1 to 3; the grid covers -1 to 2" in svg
+    assert "&lt;x&gt;" in svg
+    assert svg.count('class="bar"') == 3
+    flat = histogram("x", 2.0, 2.0, [9], (0.0, 2.0))
+    assert "nan" not in flat and flat.count('class="bar"') == 1
