@@ -109,7 +109,7 @@ def histogram(title: str, low: float, high: float, counts: Sequence[int], grid: 
         width = max(0.5, inner * step / span - 0.5)
         if count:
             parts.append(
-                f'<rect class="bar" x="{x:.1f}" y="{floor - height:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
+                f'<rect class="count" x="{x:.1f}" y="{floor - height:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
             )
     for value, anchor in ((left, "start"), (right, "end")):
         parts.append(

@@ -197,6 +197,6 @@ def test_a_histogram_says_what_its_grid_covers() -> None:
     svg = histogram("values of <x>", -1.0, 3.0, [5, 0, 1, 2], (-1.0, 2.0))
     assert "values from -1 to 3; the grid covers -1 to 2" in svg
     assert "&lt;x&gt;" in svg
-    assert svg.count('class="bar"') == 3
+    assert svg.count('class="count"') == 3
     flat = histogram("x", 2.0, 2.0, [9], (0.0, 2.0))
-    assert "nan" not in flat and flat.count('class="bar"') == 1
+    assert "nan" not in flat and flat.count('class="count"') == 1
