@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeq.artifact import Artifact, describe_files
-from edgeq.build import build_scheme
+from edgeq.build import build_scheme, share_bytes
 from edgeq.bundle import BundleParts, Choice, write_artifact_files
 from edgeq.candidate import Candidate
 from edgeq.config import ExportConfig
@@ -55,6 +55,7 @@ def build_again(
     """
     job = prepare(config, scratch, stages, calibration)
     require_same_weights(Artifact.open(folder).manifest, job.first.adapter.loaded)
+    job = replace(job, sessions=share_bytes(job.sessions, scratch, stages))
     shipped = {}
     for name, session in job.sessions.items():
         scheme = Artifact.open(folder / name).manifest.scheme
