@@ -238,6 +238,27 @@ def robustness_table() -> str:
     return "\n".join(lines)
 
 
+def calibration_sets_table() -> str:
+    """Fidelity of files by how many samples calibrated them and how these were chosen, one figure a seed."""
+    path = RESULTS / "calibration_sets.json"
+    cases: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+    rules = ("random", "diverse", "features")
+    lines = [
+        f"| model | samples | {' | '.join(rules)} |",
+        "|---|---|" + "---|" * len(rules),
+    ]
+    for label, rows in cases.items():
+        keys = [key.split() for key in rows]
+        for count in sorted({int(count) for _, count, _ in keys}):
+            seeds = sorted({seed for _, n, seed in keys if int(n) == count})
+            cells = []
+            for rule in rules:
+                found = [row for seed in seeds if (row := rows.get(f"{rule} {count} {seed}"))]
+                cells.append(", ".join(f"{row['median']:.1f} / {row['worst']:.1f}" for row in found) or "-")
+            lines.append(f"| {label} | {count} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 NOISE, NOISE_GOAL = "noise_med", 1.0
 """The condition that costs integers most in QRID's figures, and the extra loss in points that is allowed there."""
 
@@ -469,6 +490,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets": budgets_table,
     "robustness": robustness_table,
     "noise_goal": noise_goal_table,
+    "calibration_sets": calibration_sets_table,
     "mcu": mcu_table,
     "devices": devices_table,
     "whisper": whisper_table,
