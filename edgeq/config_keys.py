@@ -61,7 +61,7 @@ ROUNDINGS = MappingProxyType(
 SELECTIONS = MappingProxyType(
     {
         "random": "as the seed draws them",
-        "diverse": "as different from each other as possible, of eight times as many that the seed draws",
+        "diverse": "those that the network tells apart best, of eight times as many that the seed draws",
     }
 )
 """How calibration samples are chosen; copies of each other and of what is measured on are never taken."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
@@ -147,7 +150,8 @@ def collect_samples(
     most = min(config.samples, quarter) if serves_both(config) else config.samples
     holdout = min(HELD_OUT, quarter)
     if recorded is None:
-        picked = pick(source, most, holdout, config.seed, config.select, _judged(config, first))
+        view = partial(output_profile, first)
+        picked = pick(source, most, holdout, config.seed, config.select, _judged(config, first), view)
     else:
         picked = Picked(_recorded(source, recorded), split(source, 1, holdout, config.seed)[1], ())
     chosen, kept = picked.calibration, picked.held_out
@@ -168,6 +172,17 @@ def collect_samples(
         )
         for network in networks
     ]
+
+
+@torch.no_grad()
+def output_profile(adapter: ModelAdapter, sample: Any) -> NDArray[np.float32]:
+    """What a network makes of a sample: mean and deviation of each output along all axes but the last.
+
+    Samples that differ in it differ in what the network computes, which what they look like does not tell.
+    """
+    outputs = adapter.loaded.graph(*map(torch.from_numpy, adapter.inputs(sample)))
+    rows = [o.reshape(-1, o.shape[-1]).float() for o in outputs]
+    return np.concatenate([np.concatenate([r.mean(0), r.std(0, unbiased=False)]) for r in rows])
 
 
 def _judged(config: ExportConfig, adapter: ModelAdapter) -> Known | None:

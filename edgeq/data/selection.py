@@ -136,7 +136,8 @@ def distances(row: Descriptor, others: NDArray[np.float32]) -> NDArray[np.float3
     return gaps
 
 
-Rule = Callable[[NDArray[np.float32], int], Sequence[int]]
+View: TypeAlias = Callable[[Any], Descriptor]
+Rule: TypeAlias = Callable[[NDArray[np.float32], int], Sequence[int]]
 
 
 def farthest(rows: NDArray[np.float32], count: int) -> list[int]:
@@ -158,7 +159,13 @@ RULES: MappingProxyType[str, Rule | None] = MappingProxyType({"random": None, "d
 
 
 def pick(
-    source: Source[Any], calibration: int, holdout: int, seed: int, rule: str = "random", judged: Known | None = None
+    source: Source[Any],
+    calibration: int,
+    holdout: int,
+    seed: int,
+    rule: str = "random",
+    judged: Known | None = None,
+    view: View | None = None,
 ) -> Picked:
     """Samples to calibrate with and samples to measure fidelity on.
 
@@ -172,6 +179,7 @@ def pick(
         seed: Of the order.
         rule: A key of `RULES`.
         judged: Labelled samples, from elsewhere, on which the metric is measured.
+        view: What a rule tells samples apart by; what they look like when None.
 
     Raises:
         DataError: Too few different items; EQ-D950 when all are copies of labelled ones.
@@ -186,14 +194,17 @@ def pick(
     for index in candidates:
         if len(taken) == wanted:
             break
-        row, item = describe(source.read(index)), source.items[index].id
+        sample, item = source.read(index), source.items[index].id
+        row = describe(sample)
         leak = judged.copied_by(row)
         if (copied := leak or known.copied_by(row)) is not None:
             copies.append(Copy(item, copied, leak is not None))
             continue
         known.add(item, row)
         taken.append(index)
-        if row is not None:
+        if chooser is not None and view is not None:
+            rows.append(view(sample))
+        elif row is not None:
             rows.append(row)
     if not taken:
         raise DataError(

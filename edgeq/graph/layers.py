@@ -113,21 +113,12 @@ def layer_fidelity(
             for name in chosen:
                 pair = _Pair(graph, legalized.simulation, simulated, exact.values)
                 node, twin = reference_nodes[name], simulated[name]
-                truth = _saturated(exact.values[name], node)
-                values = [
-                    pair.run(node, twin),
-                    _on_grid(network.values[name], twin),
-                    pair.run(node, twin, inputs=False, output=False),
-                    pair.run(node, twin, weights=False, output=False),
-                    pair.run(node, twin, weights=False, inputs=False),
-                ]
-                for place, value in enumerate(values):
-                    sums[name][place] += sqnr_db(truth.numpy(), _saturated(value, node).numpy())
+                found = pair.errors(node, twin, _on_grid(network.values[name], twin))
+                sums[name] = [total + error for total, error in zip(sums[name], found, strict=True)]
                 array = held.get(owners.get(name, name))
                 if array is not None:
-                    of_file.setdefault(name, []).append(
-                        max(_likeness(exact.values[n.name], n, array, name in owners) for n in (node, *behind[name]))
-                    )
+                    near = _best_likeness(exact.values, (node, *behind[name]), array, name in owners)
+                    of_file.setdefault(name, []).append(near)
     count = max(1, len(inputs))
     rows = []
     for name, op in chosen.items():
@@ -135,8 +126,8 @@ def layer_fidelity(
         kind = op.op if owner is op else f"{owner.op}+{op.op}"
         bits = _weight_bits(reference_nodes[owner.name], legalized.plan)
         alone, within, weights, read, written = (total / count for total in sums[name])
-        shown = of_file.get(name)
-        in_file = None if shown is None or max(shown) == -math.inf else sum(shown) / len(shown)
+        mean = sum(of_file.get(name, [-math.inf])) / count
+        in_file = mean if mean > -math.inf else None
         rows.append(LayerFidelity(owner.name, kind, op.mode, alone, within, weights, read, written, bits, in_file))
     return sorted(rows, key=lambda row: row.own_db)
 
@@ -158,6 +149,11 @@ def _behind(node: fx.Node) -> list[fx.Node]:
     while len(node.users) == 1 and len(found) < FOLDED and op_kind(node := next(iter(node.users))) in _FOLDABLE:
         found.append(node)
     return found
+
+
+def _best_likeness(exact: Mapping[str, Tensor], nodes: Sequence[fx.Node], array: Array, absorbed: bool) -> float:
+    """SQNR of a file's tensor to the one of `nodes`, a layer and what may be one with it, that it comes closest to."""
+    return max(_likeness(exact[n.name], n, array, absorbed and n is nodes[0]) for n in nodes)
 
 
 def _likeness(truth: Tensor, node: fx.Node, array: Array, absorbed: bool) -> float:
@@ -239,6 +235,18 @@ class _Pair:
         target: Callable[..., Tensor] = twin.target  # type: ignore[assignment]
         result = target(*args, **kwargs)
         return _on_grid(result, twin) if output else result
+
+    def errors(self, node: fx.Node, twin: fx.Node, within: Tensor) -> list[float]:
+        """SQNR of `node` alone, of its value `within` the network, and of its constants, inputs and result alone."""
+        truth = _saturated(self.exact[node.name], node).numpy()
+        values = [
+            self.run(node, twin),
+            within,
+            self.run(node, twin, inputs=False, output=False),
+            self.run(node, twin, weights=False, output=False),
+            self.run(node, twin, weights=False, inputs=False),
+        ]
+        return [sqnr_db(truth, _saturated(value, node).numpy()) for value in values]
 
     def _compute(self, node: fx.Node) -> Any:
         """Evaluate `node` of the simulation from the ancestors whose float value is known."""

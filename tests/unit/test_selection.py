@@ -19,7 +19,7 @@ from edgeq.data.selection import NEAR, RULES, distances, farthest
 from edgeq.errors import DataError
 from edgeq.models import load_model
 from edgeq.models.base import ModelRequest
-from edgeq.samples import collect_samples, open_labelled
+from edgeq.samples import collect_samples, open_labelled, output_profile
 
 
 def photo(seed: int, side: int = 64) -> Image.Image:
@@ -82,6 +82,25 @@ def test_diverse_takes_one_of_each_group() -> None:
     for seed in range(4):
         picked = pick(source_of(files), 3, 0, seed=seed, rule="diverse")
         assert {group_of[index] for index in picked.calibration} == {0, 1, 2}
+
+
+def test_a_rule_may_see_samples_as_the_network_does() -> None:
+    """By what they look like all differ alike; by the view, one stands out."""
+    source = source_of([encoded(photo(seed)) for seed in range(12)])
+    odd = source.items[7].sha256
+
+    def view(sample: Image.Image) -> np.ndarray:
+        return np.array([float(hashlib.sha256(encoded(sample)).hexdigest() == odd), 0], np.float32)
+
+    for seed in range(3):
+        assert 7 in pick(source, 2, 0, seed=seed, rule="diverse", view=view).calibration
+
+
+def test_the_network_s_view_has_one_length_and_is_finite() -> None:
+    adapter = load_model(ModelRequest("vit", "vit_nano", None))
+    rows = [output_profile(adapter, photo(seed)) for seed in range(2)]
+    assert rows[0].shape == rows[1].shape == (20,)
+    assert np.isfinite(rows).all() and not np.array_equal(rows[0], rows[1])
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))

@@ -3,9 +3,9 @@
     python tools/bench/calibration_sets.py --data DATA_FOLDER [--cases GLOB ...] [--seeds N] [--counts N ...] [--again]
 
 `DATA_FOLDER` is described in `export_quality.py`. The samples that fidelity is measured on are the same for all choices
-of a case. `random`, `diverse`: rules of `--select`; `features` is `diverse` on what the network itself makes of the
-samples (mean and deviation along the last axis of its outputs) instead of what they look like. Each file is built by
-the export's own stages and run by its runtime. A row is kept as soon as it is measured.
+of a case. `random`, `diverse`: rules of `--select`; `looks` is `diverse` on what the samples look like instead of what
+the network makes of them. Each file is built by the export's own stages and run by its runtime. A row is kept as soon
+as it is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgeq.build import build_scheme
 from edgeq.candidate import measure_fidelity
@@ -29,11 +28,12 @@ from edgeq.config import ExportConfig
 from edgeq.data import Source, describe
 from edgeq.data.selection import POOL, RULES, farthest
 from edgeq.progress import Silent
+from edgeq.samples import output_profile
 from edgeq.session import Session, Stages, fit_all, prepare
 
 RESULT = Path(__file__).parent / "results" / "calibration_sets.json"
 COUNTS = (8, 16, 32, 64, 128)
-FEATURES = "features"
+LOOKS = "looks"
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,11 @@ def choose(source: Source[Any], rule: str, count: int, seed: int, session: Sessi
     if rule == "random":
         return tuple(sorted(order[:count]))
     pool = order[: POOL * count]
-    if rule == FEATURES:
-        rows = [features(session, source, i) for i in pool]
-    else:
+    if rule == LOOKS:
         rows = [row for i in pool if (row := describe(source.read(i))) is not None]
+    else:
+        rows = [output_profile(session.adapter, source.read(i)) for i in pool]
     return tuple(sorted(pool[i] for i in farthest(np.stack(rows), count)))
-
-
-def features(session: Session, source: Source[Any], index: int) -> np.ndarray:
-    """Mean and deviation of what the network's outputs hold, by their last axis."""
-    with torch.no_grad():
-        outputs = session.graph(*map(torch.from_numpy, session.adapter.inputs(source.read(index))))
-    flat = [o.reshape(-1, o.shape[-1]) for o in outputs]
-    return torch.cat([torch.cat([o.mean(0), o.std(0, unbiased=False)]) for o in flat]).numpy()
 
 
 def rows_of(case: Case, data: Path, wanted: list[tuple[str, int, int]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -124,7 +116,7 @@ def main() -> None:
             for seed in range(1, options.seeds + 1)
             for count in options.counts
             if count <= case.most
-            for rule in (*RULES, FEATURES)
+            for rule in (*RULES, LOOKS)
             if f"{rule} {count} {seed}" not in rows
         ]
         for key, row in rows_of(case, options.data.resolve(), wanted):

@@ -242,7 +242,7 @@ def calibration_sets_table() -> str:
     """Fidelity of files by how many samples calibrated them and how these were chosen, one figure a seed."""
     path = RESULTS / "calibration_sets.json"
     cases: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
-    rules = ("random", "diverse", "features")
+    rules = ("random", "diverse", "looks")
     lines = [
         f"| model | samples | {' | '.join(rules)} |",
         "|---|---|" + "---|" * len(rules),
