@@ -114,6 +114,38 @@ def test_what_cannot_be_judged_is_refused(run: Run, bundle: str, photos: Path, t
         assert (done.json["code"], done.code) == (code, exit_code), words
 
 
+def test_predictions_that_are_no_numbers_and_damaged_photos(
+    run: Run, bundle: str, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from edgeq import probe
+
+    class Broken:
+        def run(self, *arrays: Any) -> tuple[Any, ...]:
+            return (np.full((1, 10), np.nan, np.float32),)
+
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "a.png").write_bytes(encoded(1)[:200])
+    words = ("--degrade", "none", "--json")
+    done = run("validate", bundle, "--data", str(damaged), *words)
+    assert (done.json["code"], done.code) == ("EQ-D053", 3)
+    monkeypatch.setattr(probe, "open_model", lambda *args, **kwargs: Broken())
+    monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path / "cache"))
+    for data in (photos, photos / "cat"):
+        done = run("validate", bundle, "--data", str(data), *words)
+        assert (done.json["code"], done.code) == ("EQ-M750", 3)
+        assert "artifact" in done.json["message"] and ".png" in done.json["message"]
+
+
+def test_data_may_show_some_of_the_classes(run: Run, bundle: str, photos: Path) -> None:
+    done = run("validate", bundle, "--data", str(photos), "--degrade", "none", "--json")
+    assert done.json["n"] == 12
+    (photos / "zeppelin").mkdir()
+    (photos / "zeppelin" / "a.png").write_bytes(encoded(99))
+    refused = run("validate", bundle, "--data", str(photos), "--degrade", "none", "--json")
+    assert (refused.json["code"], refused.code) == ("EQ-D836", 3)
+
+
 def test_what_calibration_has_seen_is_left_out(run: Run, bundle: str, photos: Path) -> None:
     from importlib import resources
 
