@@ -78,6 +78,7 @@ class Known:
     near: float
     ids: list[str] = field(default_factory=list)
     rows: list[Descriptor] = field(default_factory=list)
+    _stacked: NDArray[np.float32] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, source: Source[Any], indices: Iterable[int]) -> Known:
@@ -92,12 +93,15 @@ class Known:
         if row is not None:
             self.ids.append(item)
             self.rows.append(row)
+            self._stacked = None
 
     def copied_by(self, row: Descriptor | None) -> str | None:
         """Id of the first known sample that `row` is a copy of."""
         if row is None or not self.rows:
             return None
-        near = np.flatnonzero(distances(row, np.stack(self.rows)) < self.near)
+        if self._stacked is None:
+            self._stacked = np.stack(self.rows)
+        near = np.flatnonzero(distances(row, self._stacked) < self.near)
         return self.ids[int(near[0])] if near.size else None
 
 

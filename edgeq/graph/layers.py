@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from edgeq.graph.bounds import bounds_of
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.legalize import Legalized
+from edgeq.graph.placement import TABLE
 from edgeq.graph.rewrite import fetch
 from edgeq.metrics import sqnr_db
 from edgeq.spec import QuantPlan
@@ -133,10 +134,10 @@ def layer_fidelity(
 
 
 def layers_by_weight(graph: fx.GraphModule, plan: QuantPlan) -> dict[str, list[str]]:
-    """Names of the layers of `graph` that read each planned weight, in execution order."""
+    """Names of the layers of `graph` that multiply by each planned weight, in execution order."""
     found: dict[str, list[str]] = {}
     for node in graph.graph.nodes:
-        for constant in node.all_input_nodes:
+        for constant in node.all_input_nodes if op_kind(node) != TABLE else ():
             tensor = plan.tensors.get(str(constant.target)) if constant.op == "get_attr" else None
             if tensor is not None and tensor.role == "weight":
                 found.setdefault(tensor.name, []).append(node.name)
