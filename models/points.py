@@ -47,10 +47,13 @@ class PointsAdapter(CloudAdapter):
     metric = TOP1
 
     def open(self, path: Path, role: Role) -> Source[Cloud]:
-        """Clouds, see `open_clouds`; the first is tried, so that data of another kind is refused at once."""
+        """Clouds, see `open_clouds`; the first is tried, so that data of another kind is refused at once.
+
+        Labels are those of the network.
+        """
         source = open_clouds(path, role=role)
         self.inputs(source.read(0))
-        return source
+        return source.for_classes(self.loaded.classes) if role == "evaluation" else source
 
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Cloud, label: int) -> float:
         """100 when the largest logit is the label's, else 0."""
