@@ -165,6 +165,17 @@ def test_one_folder_for_both_is_shared_out_without_copies(tmp_path: Path) -> Non
 
 
 @pytest.mark.real
+def test_pictures_that_a_data_set_holds_twice_are_found(real_data: Path) -> None:
+    """The same plane, horse, car and cat in the training and in the test part, cut a little otherwise; and others."""
+    train, test = (open_images(real_data / "cifar10" / f"{part}.npz", role="calibration") for part in ("train", "test"))
+    known = Known.of(test, range(len(test)))
+    for index, twin in ((3595, 898), (6885, 793), (699, 106), (2099, 365)):
+        assert known.copied_by(describe(train.read(index))) == test.items[twin].id
+    others = [i for i in range(500) if known.copied_by(describe(train.read(i))) is not None]
+    assert others == []
+
+
+@pytest.mark.real
 def test_photos_of_a_data_set_are_all_different(real_data: Path) -> None:
     source = open_images(real_data / "yolo" / "images", role="calibration")
     picked = pick(source, len(source), 0, seed=0)
