@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from edgeq.errors import InternalError
 
@@ -150,6 +150,17 @@ class LayerCost:
     name: str
     op: str
     value: float
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A model that shows what it computes on the way."""
+
+    def record(self, names: Collection[str], *arrays: Array) -> dict[str, Array]:
+        """Run once and return tensors of the file as real values, by name; those that it does not have are absent.
+
+        Kernels may be fused less than in `run`: what is read has to be written.
+        """
 
 
 class RuntimeModel(Protocol):

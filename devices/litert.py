@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -146,6 +146,13 @@ class LiteRtModel:
             DataError: EQ-D040 when the arrays do not fit.
             DeviceError: EQ-X001 when the runtime fails.
         """
+        return self._recorded(None, arrays, raw=raw)
+
+    def record(self, names: Collection[str], *arrays: Array) -> dict[str, Array]:
+        """Some of the tensors of `run_all`, as real values. Raises as that does."""
+        return self._recorded(names, arrays, raw=False)
+
+    def _recorded(self, names: Collection[str] | None, arrays: tuple[Array, ...], *, raw: bool) -> dict[str, Array]:
         if self._recorder is None:
             self._recorder, _ = self._load(preserve=True)
         self._feed(self._recorder, arrays)
@@ -155,8 +162,9 @@ class LiteRtModel:
             for index in op.outputs:
                 info = tensor_at(self._recorder, index)
                 name = f"{info.name}#{index}" if not info.name or info.name in result else info.name
-                value = np.array(self._recorder.get_tensor(index))
-                result[name] = value if raw else _real(info, value)
+                if names is None or name in names:
+                    value = np.array(self._recorder.get_tensor(index))
+                    result[name] = value if raw else _real(info, value)
         return result
 
     def _load(self, *, preserve: bool) -> tuple[Interpreter, str]:

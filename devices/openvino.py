@@ -8,7 +8,7 @@ always given: as the file asks (`runtime_options` of its meta data), else full f
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,17 @@ class OpenVinoModel:
             raise UsageError(f"threads must be at least 1, not {threads}", code="EQ-U400", hint="use --threads 1")
         self.threads = threads
         self._place = str(path)
+        self._recorder: tuple[tuple[str, ...], list[str], Any] | None = None
         openvino = load_openvino()
         for file in (Path(path), Path(path).with_suffix(".bin")):
             if not file.is_file():
                 message = f"cannot read the model: there is no file {file.name}"
                 raise ModelError(message, code="EQ-M401", place=self._place, hint="give an .xml with its .bin")
-        core = openvino.Core()
+        self._core = openvino.Core()
         try:
-            model = core.read_model(str(path))
+            model = self._core.read_model(str(path))
             self.settings = {**DEFAULTS, **_options(model)}
-            options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **self.settings}
-            self._compiled = core.compile_model(model, "CPU", options)
+            self._compiled = self._compile(model)
             self._request = self._compiled.create_infer_request()
             self.shapes = tuple(tuple(int(n) for n in port.shape) for port in self._compiled.inputs)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -84,6 +84,24 @@ class OpenVinoModel:
         count = len(self._compiled.outputs)
         return tuple(np.array(self._request.get_output_tensor(i).data) for i in range(count))
 
+    def record(self, names: Collection[str], *arrays: Array) -> dict[str, Array]:
+        """Run once and return results of operations of the file, by the names of the operations. Raises as `run`.
+
+        The model is compiled anew with these results as outputs, which takes fusions apart that reach over them.
+        """
+        self.prepare(*arrays)
+        wanted = tuple(sorted(names))
+        if self._recorder is None or self._recorder[0] != wanted:
+            model = self._core.read_model(self._place)
+            model.add_outputs([op.output(0) for op in model.get_ordered_ops() if op.get_friendly_name() in set(wanted)])
+            sources = [result.input_value(0).get_node().get_friendly_name() for result in model.get_results()]
+            self._recorder = wanted, sources, self._compile(model).create_infer_request()
+        _, sources, request = self._recorder
+        for index in range(len(self.shapes)):
+            request.get_input_tensor(index).data[:] = self._request.get_input_tensor(index).data
+        self._infer(request)
+        return {n: np.array(request.get_output_tensor(i).data) for i, n in enumerate(sources) if n in wanted}
+
     def prepare(self, *arrays: Array) -> None:
         """Place the inputs, so that `invoke` can be timed alone. Raises as `run`."""
         if len(arrays) != len(self.shapes):
@@ -100,8 +118,15 @@ class OpenVinoModel:
 
     def invoke(self) -> None:
         """Run once on the inputs placed by `prepare`; nothing is copied. Raises as `run`."""
+        self._infer(self._request)
+
+    def _compile(self, model: Any) -> Any:
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads, **self.settings}
+        return self._core.compile_model(model, "CPU", options)
+
+    def _infer(self, request: Any) -> None:
         try:
-            self._request.infer()
+            request.infer()
         except RuntimeError as error:
             message = f"OpenVINO failed while running: {' '.join(str(error).split())[:400]}"
             raise DeviceError(message, code="EQ-X400", place=self._place, hint="run `edgeq doctor`") from error

@@ -22,6 +22,7 @@ from edgeq.devices.litert_runtime import one_line, quiet_stderr
 from edgeq.errors import DataError, DeviceError, MissingError, ModelError, UsageError
 
 INSTALL = "pip install onnxruntime"
+_CPU = ["CPUExecutionProvider"]
 _PRECISE = {"session.x64quantprecision": "1"}
 
 _INTEGER = frozenset({"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger"})
@@ -81,6 +82,7 @@ class OrtModel:
         self.inputs = tuple(self._port(info) for info in self._session.get_inputs())
         self.outputs = tuple(self._port(info) for info in self._session.get_outputs())
         self._feed: dict[str, Array] = {}
+        self._recorder: tuple[tuple[str, ...], Any] | None = None
 
     def run(self, *arrays: Array) -> tuple[Array, ...]:
         """Run the model once.
@@ -96,7 +98,25 @@ class OrtModel:
             DeviceError: EQ-X450 when the runtime fails.
         """
         self.prepare(*arrays)
-        return tuple(np.asarray(value) for value in self._run())
+        return tuple(np.asarray(value) for value in self._run(self._session))
+
+    def record(self, names: Collection[str], *arrays: Array) -> dict[str, Array]:
+        """Run once and return tensors of the file, by name. Raises as `run`, and as `execution`.
+
+        The model is loaded anew with these tensors as outputs, which takes fusions apart that reach over them.
+        """
+        self.prepare(*arrays)
+        wanted = tuple(sorted(names))
+        if self._recorder is None or self._recorder[0] != wanted:
+            onnx = _load_onnx("reading what onnxruntime computes on the way")
+            model = onnx.load(str(self._path))
+            known = {o.name for o in model.graph.output}
+            held = {name for node in model.graph.node for name in node.output} & set(wanted)
+            model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(held - known))
+            self._recorder = wanted, self._open(None, model.SerializeToString())
+        session = self._recorder[1]
+        found = {port.name for port in session.get_outputs()} & set(wanted)
+        return {n: np.asarray(v) for n, v in zip(sorted(found), self._run(session, sorted(found)), strict=True)}
 
     def prepare(self, *arrays: Array) -> None:
         """Place the inputs, so that `invoke` can be timed alone. Raises as `run`."""
@@ -108,7 +128,7 @@ class OrtModel:
 
     def invoke(self) -> None:
         """Run once on the inputs placed by `prepare`. Raises as `run`."""
-        self._run()
+        self._run(self._session)
 
     def execution(self) -> Execution:
         """What onnxruntime executes: the graph after its own rewriting.
@@ -116,11 +136,7 @@ class OrtModel:
         Raises:
             MissingError: EQ-P451 when onnx, which reads that graph, is not installed.
         """
-        try:
-            import onnx
-        except ImportError as error:
-            message = "telling what onnxruntime executes needs onnx"
-            raise MissingError(message, code="EQ-P451", hint="pip install onnx") from error
+        onnx = _load_onnx("telling what onnxruntime executes")
         known = {node.name for node in onnx.load(str(self._path), load_external_data=False).graph.node}
         with tempfile.TemporaryDirectory() as folder:
             rewritten = Path(folder) / "rewritten.onnx"
@@ -138,7 +154,7 @@ class OrtModel:
         )
         return Execution(ops, 1, sum(op.op in _CONVERSIONS for op in ops), self.settings)
 
-    def _open(self, rewritten: Path | None) -> Any:
+    def _open(self, rewritten: Path | None, source: bytes | None = None) -> Any:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4
@@ -150,7 +166,7 @@ class OrtModel:
             options.optimized_model_filepath = str(rewritten)
         with quiet_stderr():
             try:
-                return self._runtime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+                return self._runtime.InferenceSession(source or str(self._path), options, providers=_CPU)
             except Exception as error:  # the binding raises a dozen kinds
                 raise self._refused(one_line(str(error))) from error
 
@@ -177,9 +193,9 @@ class OrtModel:
             raise DataError(f"input {port.name} holds NaN or infinity", code="EQ-D450", place=place)
         return np.ascontiguousarray(array, dtype=port.dtype)
 
-    def _run(self) -> list[Any]:
+    def _run(self, session: Any, names: list[str] | None = None) -> list[Any]:
         try:
-            return list(self._session.run(None, self._feed))
+            return list(session.run(names, self._feed))
         except Exception as error:  # the binding raises a dozen kinds
             message = f"onnxruntime failed while running: {one_line(str(error))}"
             raise DeviceError(message, code="EQ-X450", place=str(self._path), hint="run `edgeq doctor`") from error
@@ -193,6 +209,14 @@ def settings_for(isa: Collection[str]) -> dict[str, str]:
     """
     overflows = "avx2" in isa and not {"avx512_vnni", "avx_vnni"} & set(isa)
     return dict(_PRECISE) if overflows else {}
+
+
+def _load_onnx(purpose: str) -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingError(f"{purpose} needs onnx", code="EQ-P451", hint="pip install onnx") from error
+    return onnx
 
 
 def _load_runtime() -> ModuleType:

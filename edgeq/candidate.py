@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import fx
 
 from edgeq.artifact import model_bytes
 from edgeq.devices import open_model
-from edgeq.devices.base import Execution
+from edgeq.devices.base import Execution, Recording, RuntimeModel
 from edgeq.devices.timing import PairedLatency, Runs, paired_latency
+from edgeq.diagnosis import first_lowered, is_lowered
 from edgeq.exporters.base import Exporter, ReadBack
 from edgeq.graph.islands import IslandChoice
-from edgeq.graph.layers import LayerFidelity, layer_fidelity
+from edgeq.graph.layers import LayerFidelity, layer_fidelity, layers_by_weight
 from edgeq.graph.learn import Learned
 from edgeq.graph.legalize import Legalized, legalize
 from edgeq.graph.placement import Placement
@@ -35,9 +36,34 @@ Learn = Callable[[fx.GraphModule, Legalized, Placement], tuple[Legalized, Learne
 """Learns codes, grids and biases of a legalized graph: `(float graph, legalized, placement)`."""
 
 SIMULATED = 4  # samples on which the simulation is run beside the artifact
+LAYERED = 2  # samples on which layers are compared
 APART_DB = 10.0
 """A file that is so much less faithful than its simulation computes something else than was planned."""
+OUTLINE = 48  # parts of a tensor's range that evidence counts
 RANKED = 5  # layers named in evidence and messages
+
+
+@dataclass(frozen=True)
+class RangeOutline:
+    """What calibration saw of a tensor, beside the grid that it got.
+
+    Args:
+        tensor: Its name.
+        low: Smallest value seen.
+        high: Largest value seen.
+        grid: Smallest and largest value of the grid.
+        counts: Values in equal parts of low to high.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    grid: tuple[float, float]
+    counts: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -56,6 +82,7 @@ class Candidate:
         latency: Paired with the float file, or None when not timed.
         execution: What the runtime made of the file, or None before it ran.
         layers: Quantized operations, the largest own error first.
+        ranges: Calibrated tensors, in the order of the plan.
         widths: How a budget of bytes was spent.
         learned: What was learned after rounding.
         islands: What measurement keeps float, and why.
@@ -73,6 +100,7 @@ class Candidate:
     latency: PairedLatency | None = None
     execution: Execution | None = None
     layers: Sequence[LayerFidelity] = ()
+    ranges: Sequence[RangeOutline] = ()
     widths: WidthChoice | None = None
     learned: Learned | None = None
     islands: IslandChoice | None = None
@@ -103,6 +131,7 @@ class Candidate:
             "file": self.read_back.to_dict(),
             "float_ops": _float_ops(self.plan),
             "layers": [r.to_dict() for r in self.layers],
+            "ranges": [r.to_dict() for r in self.ranges],
         }
 
 
@@ -168,9 +197,24 @@ def build(
         read_back,
         recipe,
         learned=learned,
+        ranges=outlines(legalized.plan, statistics),
         rejected=tuple(rejected),
     )
     return candidate, legalized
+
+
+def outlines(plan: QuantPlan, statistics: Mapping[str, TensorStatistics]) -> tuple[RangeOutline, ...]:
+    """What calibration saw of each planned activation that has a range of its own."""
+    found = []
+    for tensor in plan.tensors.values():
+        seen = statistics.get(tensor.name)
+        if tensor.role != "activation" or seen is None or not seen.count:
+            continue
+        spec, scale, zero = tensor.uniform.spec, float(tensor.uniform.scale), int(tensor.uniform.zero_point)
+        grid = ((spec.qmin - zero) * scale, (spec.qmax - zero) * scale)
+        counts = tuple(int(n) for n in seen.outline(OUTLINE))
+        found.append(RangeOutline(tensor.name, float(seen.low), float(seen.high), grid, counts))
+    return tuple(found)
 
 
 def example_of(graph: fx.GraphModule) -> tuple[torch.Tensor, ...]:
@@ -209,13 +253,15 @@ def measure_fidelity(
     with torch.no_grad():
         simulated = [tuple(o.numpy() for o in legalized.simulation(*sample)) for sample in few]
     predicted, reached = (_median_db(reference[:SIMULATED], found) for found in (simulated, outputs[:SIMULATED]))
-    layers = layer_fidelity(graph, legalized, few[:2])
+    shown = record_layers(model, candidate.read_back, layers_by_weight(graph, legalized.plan), inputs[:LAYERED])
+    layers = layer_fidelity(graph, legalized, few[:LAYERED], shown)
     execution = model.execution()
     useless = [adapter.collapse(reference, outputs)] if isinstance(adapter, Guarded) else []
     if predicted - reached > APART_DB:
+        first = first_lowered((r.name for r in layers if is_lowered(r.total_db, r.file_db)), candidate.plan.ops)
         useless.append(
             f"the file computes something else than was planned: {reached:.1f} dB where its simulation has "
-            f"{predicted:.1f}"
+            f"{predicted:.1f}{f'; first at {first}' if first else ''}"
         )
     return replace(
         candidate,
@@ -225,6 +271,28 @@ def measure_fidelity(
         rejected=(*candidate.rejected, *_ran_float(candidate.read_back, execution), *filter(None, useless)),
         layers=layers,
     )
+
+
+def record_layers(
+    model: RuntimeModel, read_back: ReadBack, layers: Mapping[str, Sequence[str]], inputs: Sequence[Arrays]
+) -> list[dict[str, NDArray[Any]]]:
+    """What layers give in the file, by layer, for each of `inputs`; empty where the runtime does not show it.
+
+    Args:
+        model: The file, loaded.
+        read_back: Which of its tensors holds the result of which weight's layers.
+        layers: Layers by the weight that they read.
+        inputs: Network inputs.
+    """
+    places: dict[str, str] = {}
+    for weight, names in layers.items():
+        sites = read_back.sites.get(weight, ())
+        if len(sites) == len(names):  # otherwise a layer was split or merged, and nobody knows which is whose
+            places.update(zip(names, sites, strict=True))
+    if not places or not isinstance(model, Recording):
+        return []
+    recorded = (model.record(set(places.values()), *sample) for sample in inputs)
+    return [{layer: held[place] for layer, place in places.items() if place in held} for held in recorded]
 
 
 def _median_db(reference: Sequence[Arrays], found: Sequence[Arrays]) -> float:

@@ -51,6 +51,7 @@ class ExportConfig:
         calib: Calibration samples.
         degrade: Degradations of half the calibration samples, where weights are rounded and widths tried.
         samples: Number of calibration samples to use.
+        select: How they are chosen.
         data: Labelled data for the task metric.
         limit: Evaluate at most this many items of `data`.
         out: Folder of the artifact; None means `out/MODEL-DEVICE`.
@@ -84,6 +85,7 @@ class ExportConfig:
     calib: Path | None = None
     degrade: str = "none"
     samples: int = 128
+    select: str = "random"
     data: Path | None = None
     limit: int | None = None
     out: Path | None = None

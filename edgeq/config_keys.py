@@ -58,6 +58,14 @@ ROUNDINGS = MappingProxyType(
 )
 
 
+SELECTIONS = MappingProxyType(
+    {
+        "random": "as the seed draws them",
+        "diverse": "those that the network tells apart best, of eight times as many that the seed draws",
+    }
+)
+"""How calibration samples are chosen; copies of each other and of what is measured on are never taken."""
+
 KEEP_FLOAT = MappingProxyType(
     {"auto": "operations stay float where 8 bits cost the outputs most, by measurement; convolutional networks only"}
 )
@@ -230,6 +238,7 @@ _TABLE = (
     Key("calib", "calibration samples: folder, packed .npz or one file", "a path", '"photos"', _path),
     Key("degrade", "degradations of half of them, see `edgeq validate --help`", "a list of names", '"mix"', _text),
     Key("samples", "number of calibration samples", "a whole number of at least 1", "128", _whole(1), int),
+    Key("select", "how they are chosen: random, or diverse", "a rule", '"random"', _name("rule", tuple(SELECTIONS))),
     Key("data", "labelled data for the task metric", "a path", '"test.npz"', _path),
     Key("limit", "evaluate at most this many items", "a whole number of at least 1", "1000", _whole(1), int),
     Key("out", "folder of the artifact; default out/MODEL-DEVICE", "a path", '"out/mine"', _path),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 INHERITED_DB = 6.0
 """A layer that is so much worse in the network than alone mostly passes on what it reads."""
 
+LOWERED_DB = 6.0
+"""A layer that is so much worse in the file than in its simulation was written as something else than planned."""
+
+_NOT_WIDTHS = "another --format or --scheme; the file is not what was planned"
 _PARTS = {"weights": "weights_db", "inputs": "inputs_db", "output": "output_db"}
 
 
@@ -27,6 +31,7 @@ class Diagnosis:
         cause: What most of its own error comes from: `weights`, `inputs`, `output`, or nothing (``).
         inherited: Whether most of the error in the network comes from layers before.
         advice: The option that would help most; empty where nothing is needed.
+        file_db: As `network_db`, of the file run by its runtime; None where its tensor could not be told.
     """
 
     layer: str
@@ -38,6 +43,12 @@ class Diagnosis:
     cause: str
     inherited: bool
     advice: str
+    file_db: float | None = None
+
+    @property
+    def lowered(self) -> bool:
+        """Whether the file is far below its simulation."""
+        return is_lowered(self.network_db, self.file_db)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; null for infinite."""
@@ -51,6 +62,8 @@ class Diagnosis:
             "cause": self.cause or None,
             "inherited": self.inherited,
             "advice": self.advice or None,
+            "file_db": None if self.file_db is None else _finite(self.file_db),
+            "lowered": self.lowered,
         }
 
 
@@ -69,10 +82,30 @@ def diagnose(evidence: Mapping[str, Any], config: Mapping[str, Any]) -> list[Dia
         own, network = _number(row["own_db"]), _number(row["total_db"])
         cause = min(parts, key=lambda part: parts[part]) if math.isfinite(min(parts.values())) else ""
         bits = row.get("weight_bits")
+        in_file = row.get("file_db")
         advice = _advice(cause, row, bits, shipped["rounding"], "dynamic" in others, config)
+        if is_lowered(network, in_file):
+            advice = _NOT_WIDTHS
         inherited = math.isfinite(network) and own - network > INHERITED_DB
-        found.append(Diagnosis(row["name"], row["op"], row["mode"], bits, own, network, cause, inherited, advice))
+        facts = (row["name"], row["op"], row["mode"], bits, own, network, cause, inherited, advice, in_file)
+        found.append(Diagnosis(*facts))
     return sorted(found, key=lambda d: d.own_db)
+
+
+def is_lowered(network_db: float, file_db: float | None) -> bool:
+    """Whether a layer is so much worse in the file than in its simulation that rounding cannot be the reason."""
+    return file_db is not None and network_db - file_db > LOWERED_DB
+
+
+def first_lowered(layers: Iterable[str], order: Iterable[str]) -> str | None:
+    """Of lowered layers the one that runs first: those behind it may only pass its error on.
+
+    Args:
+        layers: Their names.
+        order: All layers, in execution order.
+    """
+    known = set(layers)
+    return next((name for name in order if name in known), None)
 
 
 def _advice(

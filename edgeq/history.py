@@ -74,8 +74,19 @@ def entry(artifact: str, profile: Mapping[str, Any], runtime: str) -> Entry | No
     )
 
 
+def variant(manifest: Mapping[str, Any], format_: str) -> str:
+    """What profiles are compared by: the model, and what makes one export of it faster than another.
+
+    Args:
+        manifest: Of the bundle.
+        format_: Of its file.
+    """
+    parts = (manifest["model"]["name"], format_, manifest["scheme"], manifest["config"].get("bits", ""))
+    return " ".join(str(part) for part in parts if part)
+
+
 def remember(model: str, new: Entry, file: Path | None = None) -> list[Entry]:
-    """Add an entry for the model of that name; returns the earlier ones of the same kind, the newest first.
+    """Add an entry for the `variant` of a model; returns the earlier ones of the same kind, the newest first.
 
     Of the same kind are those of the same device, board, unit and number of threads.
 

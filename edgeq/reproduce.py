@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeq.artifact import Artifact, Manifest, describe_files
-from edgeq.build import build_scheme
+from edgeq.artifact import Artifact, describe_files
+from edgeq.build import build_scheme, share_bytes
 from edgeq.bundle import BundleParts, Choice, write_artifact_files
-from edgeq.errors import DataError
+from edgeq.candidate import Candidate
+from edgeq.config import ExportConfig
 from edgeq.origin import open_whole, recorded_config, require_same_weights
 from edgeq.progress import Progress
-from edgeq.session import Stages, prepare
+from edgeq.session import Job, Stages, prepare
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,32 @@ class Reproduction:
         return bool(self.equal) and not self.different and not self.missing
 
 
+def build_again(
+    folder: Path, config: ExportConfig, scratch: Path, stages: Stages, calibration: Sequence[str] | None = None
+) -> tuple[Job, dict[str, Candidate]]:
+    """The candidates that a bundle shipped, by network, built from a configuration like its own.
+
+    Args:
+        folder: The bundle, which says the scheme of each network.
+        config: As recorded, or with another seed.
+        scratch: Folder for the files.
+        stages: Takes the time.
+        calibration: SHA-256 of the calibration items; chosen by the configuration's seed when None.
+
+    Raises:
+        ModelError: EQ-M023, the model is another one.
+        DataError: EQ-D022, calibration items are not there.
+    """
+    job = prepare(config, scratch, stages, calibration)
+    require_same_weights(Artifact.open(folder).manifest, job.first.adapter.loaded)
+    job = replace(job, sessions=share_bytes(job.sessions, scratch, stages))
+    shipped = {}
+    for name, session in job.sessions.items():
+        scheme = Artifact.open(folder / name).manifest.scheme
+        shipped[name] = build_scheme(session, scheme, scratch / name, stages.of(name))[0]
+    return job, shipped
+
+
 def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progress) -> Reproduction:
     """Rebuild the bundle in `folder` in a scratch folder.
 
@@ -53,14 +80,8 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
     config = recorded_config(manifest, folder, inputs)
     stages = Stages(progress)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
-        job = prepare(config, Path(scratch), stages)
-        items = job.first.samples.calibration_items
-        require_same_weights(manifest, job.first.adapter.loaded)
-        _require_same_items(manifest, [i.sha256 for i in items])
-        shipped = {}
-        for name, session in job.sessions.items():
-            scheme = Artifact.open(folder / name).manifest.scheme
-            shipped[name] = build_scheme(session, scheme, Path(scratch) / name, stages.of(name))[0]
+        items = [item["sha256"] for item in manifest.calibration]
+        job, shipped = build_again(folder, config, Path(scratch), stages, items)
         rebuilt = Path(scratch) / "bundle"
         rebuilt.mkdir()
         judged = {name: (candidate,) for name, candidate in shipped.items()}
@@ -72,12 +93,3 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
         different=tuple(p for p, h in recorded.items() if p in found and found[p] != h),
         missing=tuple(p for p in recorded if p not in found),
     )
-
-
-def _require_same_items(manifest: Manifest, items: list[str]) -> None:
-    if items != [item["sha256"] for item in manifest.calibration]:
-        raise DataError(
-            "the calibration images are others than the manifest lists",
-            code="EQ-D022",
-            hint="give the same folder with --calib, unchanged",
-        )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
-from edgeq.data import Item, Source, split
+from edgeq.data import Copy, Item, Known, Picked, Source, describe, pick, split
 from edgeq.degrade import MIX_SEVERITIES, Condition, kind_of, parse_conditions
 from edgeq.devices import open_model
 from edgeq.errors import DataError, UsageError
@@ -34,6 +37,7 @@ class Samples:
         conditions: What about half of the calibration items are degraded by, one drawn for each, where that is asked
             for.
         seed: Of the degradations.
+        copies: Items that were passed over, with what they are copies of.
     """
 
     source: Source[Any]
@@ -43,6 +47,7 @@ class Samples:
     held_out: list[Arrays]
     conditions: tuple[Condition, ...] = ()
     seed: int = 0
+    copies: tuple[Copy, ...] = ()
 
     @property
     def calibration_items(self) -> list[Item]:
@@ -115,14 +120,22 @@ class Evaluation:
         }
 
 
-def collect_samples(config: ExportConfig, networks: Sequence[ModelAdapter]) -> list[Samples]:
+def collect_samples(
+    config: ExportConfig, networks: Sequence[ModelAdapter], recorded: Sequence[str] | None = None
+) -> list[Samples]:
     """Calibration and held-out samples of `--calib`, or those that ship with the model, as each network reads them.
 
     Where `--data` names the same place, calibration takes a quarter of it at most: the rest is there to be judged on.
+    Copies of samples that are measured on, here or in `--data`, do not calibrate.
+
+    Args:
+        config: Places, number, seed and rule of the choice.
+        networks: Of the model.
+        recorded: SHA-256 of the calibration items where they are known, from a manifest; nothing is chosen then.
 
     Raises:
         UsageError: The model ships none and `--calib` is missing.
-        DataError: The folder cannot be used.
+        DataError: The folder cannot be used; EQ-D022 when recorded items are not there.
     """
     first = networks[0]
     path = config.calib or first.sample_file
@@ -135,15 +148,62 @@ def collect_samples(config: ExportConfig, networks: Sequence[ModelAdapter]) -> l
     source = first.open(path, "calibration")
     quarter = max(1, len(source) // 4)
     most = min(config.samples, quarter) if serves_both(config) else config.samples
-    chosen, kept = split(source, calibration=most, holdout=min(HELD_OUT, quarter), seed=config.seed)
+    holdout = min(HELD_OUT, quarter)
+    if recorded is None:
+        view = partial(output_profile, first)
+        picked = pick(source, most, holdout, config.seed, config.select, _judged(config, first), view)
+    else:
+        picked = Picked(_recorded(source, recorded), split(source, 1, holdout, config.seed)[1], ())
+    chosen, kept = picked.calibration, picked.held_out
     conditions: tuple[Condition, ...] = ()
     if config.degrade != "none":
         kind = kind_of(source.read(chosen[0]), source.place)
         conditions = parse_conditions(config.degrade, MIX_SEVERITIES, kind)
     return [
-        Samples(source, network, chosen, kept, [network.inputs(source.read(i)) for i in kept], conditions, config.seed)
+        Samples(
+            source,
+            network,
+            chosen,
+            kept,
+            [network.inputs(source.read(i)) for i in kept],
+            conditions,
+            config.seed,
+            picked.copies,
+        )
         for network in networks
     ]
+
+
+@torch.no_grad()
+def output_profile(adapter: ModelAdapter, sample: Any) -> NDArray[np.float32]:
+    """What a network makes of a sample: mean and deviation of each output along all axes but the last.
+
+    Samples that differ in it differ in what the network computes, which what they look like does not tell.
+    """
+    outputs = adapter.loaded.graph(*map(torch.from_numpy, adapter.inputs(sample)))
+    rows = [o.reshape(-1, o.shape[-1]).float() for o in outputs]
+    return np.concatenate([np.concatenate([r.mean(0), r.std(0, unbiased=False)]) for r in rows])
+
+
+def _judged(config: ExportConfig, adapter: ModelAdapter) -> Known | None:
+    """What the metric will be measured on, where that is another place."""
+    if config.data is None or serves_both(config):
+        return None
+    source = adapter.open(config.data, "evaluation")
+    return Known.of(source, range(min(len(source), config.limit or len(source))))
+
+
+def _recorded(source: Source[Any], hashes: Sequence[str]) -> tuple[int, ...]:
+    """Indices of recorded items."""
+    places = {item.sha256: index for index, item in reversed(list(enumerate(source.items)))}
+    if missing := [value for value in hashes if value not in places]:
+        raise DataError(
+            f"{len(missing)} of the {len(hashes)} calibration items that the manifest lists are not in {source.place}",
+            code="EQ-D022",
+            place=source.place,
+            hint="give the same folder with --calib, unchanged",
+        )
+    return tuple(places[value] for value in hashes)
 
 
 def serves_both(config: ExportConfig) -> bool:
@@ -167,7 +227,9 @@ def open_labelled(config: ExportConfig, samples: Samples) -> Source[Any] | None:
     source = samples.adapter.open(config.data, "evaluation").for_classes(samples.adapter.loaded.classes)
     seen = {item.sha256 for item in samples.calibration_items}
     if serves_both(config):
-        source = source.subset([i for i, item in enumerate(source.items) if item.sha256 not in seen])
+        used = Known.of(samples.source, samples.calibration_index)
+        kept = [i for i, item in enumerate(source.items) if item.sha256 not in seen]
+        source = source.subset([i for i in kept if used.copied_by(describe(source.read(i))) is None])
     if any(item.label is None for item in source.items):
         raise DataError(
             f"{config.data} carries no labels",

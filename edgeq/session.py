@@ -21,7 +21,7 @@ from edgeq.cache import calibration_key, load, store
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
 from edgeq.config_keys import MIXED, split_bits
-from edgeq.data import Source
+from edgeq.data import Copy, Source
 from edgeq.devices import get_target, open_model
 from edgeq.devices.base import Target
 from edgeq.errors import ModelError, UsageError
@@ -190,13 +190,22 @@ def require_simple(config: ExportConfig, model: Composite) -> None:
         )
 
 
-def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Job:
-    """Load the model and its data; of each network convert the float reference, calibrate what the schemes need."""
+def prepare(config: ExportConfig, scratch: Path, stages: Stages, calibration: Sequence[str] | None = None) -> Job:
+    """Load the model and its data; of each network convert the float reference, calibrate what the schemes need.
+
+    Args:
+        config: What to work on.
+        scratch: Folder for float files.
+        stages: Takes the time.
+        calibration: SHA-256 of the calibration items where they are known; otherwise they are chosen.
+    """
     torch.manual_seed(config.seed)
     with stages.step("load"):
         target, exporter, model = resolve(config)
         parts = parts_of(model)
-        samples = {name: s for name, s in zip(parts, collect_samples(config, list(parts.values())), strict=True)}
+        collected = collect_samples(config, list(parts.values()), calibration)
+        samples = dict(zip(parts, collected, strict=True))
+        _tell_copies(collected[0].copies, stages.progress)
         labelled = open_labelled(config, next(iter(samples.values())))
     sessions = {}
     for name, adapter in parts.items():
@@ -206,6 +215,15 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages) -> Job:
         opened = open_session(own, (target, exporter), adapter, samples[name], folder, stages.of(name))
         sessions[name] = replace(opened, part=name)
     return Job(config, model, sessions, labelled)
+
+
+def _tell_copies(copies: Sequence[Copy], progress: Progress) -> None:
+    """Say what does not calibrate, and why."""
+    for leak, what in ((True, "labelled data"), (False, "other samples")):
+        named = [f"{c.item} of {c.of}" for c in copies if c.leak == leak]
+        if named:
+            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+            progress.say(f"{len(named)} samples do not calibrate, copies of {what}: {', '.join(named[:3])}{more}")
 
 
 def config_for(config: ExportConfig, loaded: LoadedModel) -> ExportConfig:

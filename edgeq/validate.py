@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from edgeq.artifact import Artifact
 from edgeq.cache import cache_key, work_folder
-from edgeq.candidate import Arrays
 from edgeq.data import Source
 from edgeq.degrade import SEVERITIES, Condition, kind_of, parse_conditions
-from edgeq.devices import open_model
-from edgeq.errors import DataError, ModelError, UsageError
+from edgeq.errors import DataError, UsageError
 from edgeq.journal import Journal
-from edgeq.metrics import bootstrap_scores, percentile_interval, points_lost, sqnr_db
-from edgeq.models.base import Composite, Metric, ModelAdapter, Networks, Portrait, judge_sample, parts_of
+from edgeq.metrics import bootstrap_scores, percentile_interval, points_lost
+from edgeq.models.base import Metric, parts_of
 from edgeq.origin import float_model, open_whole
-from edgeq.portraits import Pair, most_different, portray
+from edgeq.portraits import Pair, most_different
+from edgeq.probe import CLEAN, FIDELITY, Probe, files_of
 from edgeq.progress import Progress
+from edgeq.rebuild import Variance, measure_variance
 
-CLEAN = "clean"
-FIDELITY = "SQNR"
 RESAMPLES_AT_MOST = 1000
 """Draws for the intervals: there are two scores of each condition."""
 
@@ -48,6 +44,7 @@ class ValidationRequest:
         seed: Of degradations and intervals.
         threads: Of the runtime.
         show: Samples to draw, those on which float and artifact differ most.
+        rebuild: Exports with other calibration draws to compare with; 0 for none, 1 tells little.
     """
 
     data: Path
@@ -60,6 +57,7 @@ class ValidationRequest:
     seed: int = 0
     threads: int = 1
     show: int = 0
+    rebuild: int = 0
 
     def __post_init__(self) -> None:
         if not self.severities or not set(self.severities) <= set(SEVERITIES):
@@ -139,6 +137,7 @@ class Validation:
         request: What was asked for.
         missed: Reasons, empty when every gate passed.
         shown: Samples as people see them, the most different first.
+        variance: Scores of the same export with other calibration draws, where asked for.
     """
 
     artifact: Path
@@ -151,6 +150,7 @@ class Validation:
     request: ValidationRequest
     missed: tuple[str, ...] = ()
     shown: tuple[Pair, ...] = ()
+    variance: Variance | None = None
 
     def loss(self, outcome: Outcome) -> float | None:
         """What the artifact loses against float under the same condition; positive is worse."""
@@ -188,6 +188,7 @@ class Validation:
                 "missed": list(self.missed),
             },
             "samples": [pair.to_dict() for pair in self.shown],
+            "rebuild": None if self.variance is None else self.variance.to_dict(),
         }
 
 
@@ -200,7 +201,7 @@ def validate(
 
     Args:
         folder: The bundle.
-        inputs: Where to find `model` and `weights` now, see `edgeq.origin.recorded_config`.
+        inputs: Where to find `model`, `weights` and, for rebuilds, `calib` now, see `edgeq.origin.recorded_config`.
         request: Data, conditions and gates.
         progress: Where to show the stages.
 
@@ -210,13 +211,13 @@ def validate(
     artifact = open_whole(folder, "edgeq validate {} --data PATH")
     artifact.verify_files()
     with progress.step("load"):
-        model = float_model(artifact.manifest, artifact.folder, inputs)
+        model = float_model(artifact.manifest, artifact.folder, {k: v for k, v in inputs.items() if k != "calib"})
         first = next(iter(parts_of(model).values()))
         whole = first.open(request.data, "evaluation").for_classes(first.loaded.classes)
         source = _unseen(whole, artifact, progress)
         count = min(len(source), request.limit or len(source))
         conditions = _conditions(request, source)
-        probe = Probe(model, source, artifact, request)
+        probe = Probe(model, source, files_of(artifact), request.seed, request.threads)
         _require_judgeable(request, probe.labelled)
     journal = _journal(artifact, source, count, request)
     named: dict[str, Condition | None] = {CLEAN: None, **{c.name: c for c in conditions}}
@@ -239,22 +240,27 @@ def validate(
                 outcomes.append(_fidelity(source, condition, records[name]))
             advance(1)
     metric = model.metric if probe.labelled else Metric(FIDELITY, "dB")
-    shown = _shown(probe, named, records, progress)
+    shown = _shown(probe, request.show, named, records, progress)
     facts = (metric.name, metric.unit, metric.higher_is_better, count, len(whole) - len(source))
-    return _gated(Validation(folder, *facts, tuple(outcomes), request, shown=shown))
+    variance = None
+    if request.rebuild:
+        few = source.subset(range(count))
+        variance = measure_variance(artifact, model, few, inputs, request.rebuild, request.threads, progress)
+    return _gated(Validation(folder, *facts, tuple(outcomes), request, shown=shown, variance=variance))
 
 
 def _shown(
     probe: Probe,
+    count: int,
     conditions: Mapping[str, Condition | None],
     records: Mapping[str, Sequence[Sequence[Any]]],
     progress: Progress,
 ) -> tuple[Pair, ...]:
     """The samples on which both differ most, drawn."""
-    if not probe.request.show:
+    if not count:
         return ()
     alike = {name: [probe.likeness(kept) for kept in of_items] for name, of_items in records.items()}
-    chosen = most_different(alike, probe.request.show)
+    chosen = most_different(alike, count)
     pairs = []
     with progress.step("draw", len(chosen)) as advance:
         for name, index in chosen:
@@ -264,99 +270,6 @@ def _shown(
             pairs.append(Pair(name, probe.source.items[index].id, agreement, _rounded(fidelity), exact, found))
             advance(1)
     return tuple(pairs)
-
-
-@dataclass
-class Probe:
-    """Float model and artifact, asked about one item under one condition.
-
-    Args:
-        model: The family, with the float graphs.
-        source: Samples.
-        artifact: The bundle.
-        request: Seed and threads.
-
-    Raises:
-        UsageError: EQ-U753 for several networks and data without labels: only the metric judges them together.
-    """
-
-    model: ModelAdapter | Composite
-    source: Source[Any]
-    artifact: Artifact
-    request: ValidationRequest
-    labelled: bool = field(init=False)
-    _sides: Mapping[str, Networks] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.labelled = all(item.label is not None for item in self.source.items)
-        if isinstance(self.model, Composite) and not self.labelled:
-            raise UsageError(
-                f"{self.source.place} has no labels, and several networks are judged by the metric only",
-                code="EQ-U753",
-                place=self.source.place,
-                hint="give --data with labels",
-            )
-        parts = parts_of(self.model)
-        files = {name: Artifact.open(self.artifact.folder / name).model_file for name in parts}
-        self._sides = {
-            "float model": {name: partial(_float, part) for name, part in parts.items()},
-            "artifact": {name: open_model(file, threads=self.request.threads).run for name, file in files.items()},
-        }
-
-    def records(self, index: int, condition: Condition | None) -> list[Any]:
-        """What is noted of float and artifact, as plain data; without labels their distance in dB is all there is.
-
-        Raises:
-            ModelError: EQ-M750 when an output is not finite.
-        """
-        sample, item = self.sample(index, condition), self.source.items[index]
-        where = f"{item.id} ({CLEAN if condition is None else condition.name})"
-        sides = [
-            {name: partial(_finite, run, who, where) for name, run in networks.items()}
-            for who, networks in self._sides.items()
-        ]
-        if isinstance(self.model, Composite) or self.labelled:
-            judged = (judge_sample(self.model, networks, sample, item.label) for networks in sides)
-            return [self.model.metric.to_plain(record) for record in judged]
-        arrays = self.model.inputs(sample)
-        reference, found = (networks[""](*arrays) for networks in sides)
-        return [None, min(sqnr_db(a, b) for a, b in zip(reference, found, strict=True))]
-
-    def sample(self, index: int, condition: Condition | None) -> Any:
-        """A sample as the condition leaves it."""
-        sample = self.source.read(index)
-        return sample if condition is None else condition.of(sample, self.request.seed, index)
-
-    def portraits(self, index: int, condition: Condition | None) -> tuple[Portrait, Portrait]:
-        """What float and artifact make of a sample, as people see it."""
-        sample, label = self.sample(index, condition), self.source.items[index].label
-        exact, found = (portray(self.model, networks, sample, label) for networks in self._sides.values())
-        return exact, found
-
-    def likeness(self, records: Sequence[Any]) -> float:
-        """Agreement of float and artifact on one sample; without labels the fidelity in dB."""
-        return float(self.model.metric.alike(*records)) if self.labelled else float(records[1])
-
-    def restored(self, kept: Sequence[Any]) -> list[Any]:
-        """Records of float and artifact as the metric takes them, from what `records` gave."""
-        return [self.model.metric.from_plain(record) for record in kept] if self.labelled else list(kept)
-
-
-@torch.no_grad()
-def _float(part: ModelAdapter, *arrays: Any) -> Arrays:
-    return tuple(o.numpy() for o in part.loaded.graph(*map(torch.from_numpy, arrays)))
-
-
-def _finite(run: Callable[..., Sequence[Any]], who: str, where: str, *arrays: Any) -> Sequence[Any]:
-    outputs = run(*arrays)
-    if not all(np.isfinite(o).all() for o in outputs):
-        raise ModelError(
-            f"the {who} answers NaN or infinity on {where}",
-            code="EQ-M750",
-            place=where,
-            hint="look at the item; if it is sound, export again with another --scheme",
-        )
-    return outputs
 
 
 def _unseen(source: Source[Any], artifact: Artifact, progress: Progress) -> Source[Any]:

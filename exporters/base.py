@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +70,8 @@ class ReadBack:
         extra: Integer constants of the file that no plan tensor accounts for.
         misfits: Layers whose bias is on another grid than their products: numbers of different units would be added.
         memory: Where it becomes a program for a microcontroller, what that takes.
+        sites: Tensors of the file that hold the results of the layers that read a weight, in execution order, by plan
+            tensor name; what could not be told apart is absent.
     """
 
     ops: tuple[FileOp, ...]
@@ -78,6 +80,7 @@ class ReadBack:
     extra: tuple[str, ...]
     misfits: tuple[str, ...] = ()
     memory: Memory | None = None
+    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def integer_mac_share(self) -> float:

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from edgeq.data import Role, Source, open_clouds, open_scenes
-from edgeq.data.clouds import Cloud, Object, usable
+from edgeq.data.clouds import Cloud, Object
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
 from edgeq.models.base import LoadedModel, Metric, ModelRequest
 from edgeq.models.checkpoint import load_into, load_state_dict
+from edgeq.models.clouds import CloudAdapter
 from edgeq.models.point_networks import Pillars
-from edgeq.points import find_objects, network_inputs
+from edgeq.points import find_objects
 
 NAMES = ("car", "person")
 NEAR = 1.0
@@ -85,29 +86,14 @@ def same_objects(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
     return 2 * matched / count if count else 1.0
 
 
-class PillarsAdapter:
-    """LiDAR detection for one loaded network."""
+class PillarsAdapter(CloudAdapter):
+    """LiDAR detection for one loaded network: features of the pillars and their places on the grid."""
 
     metric = Metric("mAP", "%", total=average_precision, alike=same_objects, resamples=RESAMPLES)
-    sample_file: Path | None = None
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        assert loaded.cloud is not None
-        self.loaded = loaded
-        self.how = dict(loaded.cloud)
 
     def open(self, path: Path, role: Role) -> Source[Cloud]:
         """Clouds; for evaluation with `boxes/` beside `clouds/`."""
         return open_clouds(path, role=role) if role == "calibration" else open_scenes(path, len(NAMES))
-
-    def inputs(self, sample: Cloud) -> tuple[NDArray[Any], ...]:
-        """Features of the pillars and their places on the grid.
-
-        Raises:
-            DataError: EQ-D835, missing columns.
-        """
-        with usable(f"a cloud for {self.loaded.name}"):
-            return network_inputs(sample, self.how)
 
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Cloud, label: Sequence[Object]) -> Any:
         """What is found in a scene, each with whether a labelled object that nothing surer has claimed is near."""

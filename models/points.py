@@ -18,15 +18,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgeq.data import Role, Source, open_clouds
-from edgeq.data.clouds import Cloud, usable
+from edgeq.data.clouds import Cloud
 from edgeq.errors import ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
 from edgeq.models.base import TOP1, LoadedModel, ModelRequest, Networks, Portrait, judge_top1, say_top1
 from edgeq.models.checkpoint import load_state_dict, read_metadata
+from edgeq.models.clouds import CloudAdapter
 from edgeq.models.pillars import PillarsAdapter, load_pillars
 from edgeq.models.point_checkpoints import pointmlp_of, pointnet_of
-from edgeq.points import network_inputs
 
 POINTS, NEIGHBOURS, STAGES = 1024, 24, 4
 """As in the published training: points of a cloud, neighbours of a centre, halvings."""
@@ -41,31 +41,19 @@ SCHEMES = ("dynamic", "static")
 normalization in 8 bits cost some 5 dB."""
 
 
-class PointsAdapter:
-    """The point-cloud family for one loaded classifier."""
+class PointsAdapter(CloudAdapter):
+    """The point-cloud family for one loaded classifier: points `(1, count, columns)`, each stage's neighbours int32."""
 
     metric = TOP1
-    sample_file: Path | None = None
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        assert loaded.cloud is not None
-        self.loaded = loaded
-        self.how = dict(loaded.cloud)
 
     def open(self, path: Path, role: Role) -> Source[Cloud]:
-        """Clouds, see `open_clouds`; the first is tried, so that data of another kind is refused at once."""
-        source = open_clouds(path, role=role, classes=self.loaded.classes)
-        self.inputs(source.read(0))
-        return source
+        """Clouds, see `open_clouds`; the first is tried, so that data of another kind is refused at once.
 
-    def inputs(self, sample: Cloud) -> tuple[NDArray[Any], ...]:
-        """Points `(1, count, columns)` and the neighbours of each stage, int32.
-
-        Raises:
-            DataError: EQ-D834, too few points; EQ-D835, missing columns.
+        Labels are those of the network.
         """
-        with usable(f"a cloud for {self.loaded.name}"):
-            return network_inputs(sample, self.how)
+        source = open_clouds(path, role=role)
+        self.inputs(source.read(0))
+        return source.for_classes(self.loaded.classes) if role == "evaluation" else source
 
     def judge(self, outputs: Sequence[NDArray[np.float32]], sample: Cloud, label: int) -> float:
         """100 when the largest logit is the label's, else 0."""

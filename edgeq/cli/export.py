@@ -15,7 +15,7 @@ from edgeq.cli.devices import complete_device
 from edgeq.cli.models import complete_model
 from edgeq.cli.options import Settings, command
 from edgeq.config import render_sources
-from edgeq.config_keys import BITS, FORMATS, PEERS
+from edgeq.config_keys import BITS, FORMATS, PEERS, SELECTIONS
 from edgeq.devices import get_target
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _PATH = click.Path(path_type=Path)
     "--calib", type=_PATH, metavar="PATH", help="Photos like those the device will see; a quarter is held out."
 )
 @click.option("--samples", type=int, metavar="N", help="Calibration images at most (default 128).")
+@click.option("--select", metavar="RULE", help=f"How they are chosen: {', '.join(SELECTIONS)} (default random).")
 @click.option("--data", type=_PATH, metavar="PATH", help="Labelled data: a folder a class, .npz, images/ + labels/.")
 @click.option("--limit", type=int, metavar="N", help="Labelled items at most.")
 @click.option("--format", metavar="NAME", help=f"File format: {', '.join(FORMATS)}; auto is what the target runs best.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ WORST = 15
 @command("inspect", examples="edgeq inspect out/vit_nano-rpi\nedgeq inspect out/vit_nano-rpi --diff")
 @click.argument("bundle", type=_PATH)
 @click.option("--layers", is_flag=True, help="Every quantized operation, the largest own error first.")
-@click.option("--diff", is_flag=True, help="Against float: the worst layers, why, and what would help.")
+@click.option("--diff", is_flag=True, help="Against float, simulated and in the file: the worst layers, and why.")
 @click.option("--tensors", is_flag=True, help="Every grid: bits, scale, zero point, where it comes from.")
 def inspect(console: Console, bundle: Path, layers: bool, diff: bool, tensors: bool) -> int:
     """Show what BUNDLE contains, after checking every file against its hash.
@@ -73,7 +74,7 @@ def _network(console: Console, artifact: Artifact, layers: bool, diff: bool, ten
         console.result_table(("layer", "op", "mode", "own error dB", "with all before dB"), rows, title="\nlayers")
     found = diagnose(evidence, artifact.manifest.config) if diff else []
     if diff:
-        _show_diff(console, shipped, found)
+        _show_diff(console, shipped, found, tuple(plan.ops))
     if tensors:
         grids = [(t.name, t.role, t.bits, *_scales(t), t.provenance) for t in plan.tensors.values()]
         console.result_table(("tensor", "role", "bits", "scales", "largest scale", "from"), grids, title="\ngrids")
@@ -84,8 +85,10 @@ def _network(console: Console, artifact: Artifact, layers: bool, diff: bool, ten
     }
 
 
-def _show_diff(console: Console, shipped: Mapping[str, Any], rows: Sequence[Diagnosis]) -> None:
-    """Float against quantized, layer by layer, and how far the figures of layers can be trusted."""
+def _show_diff(console: Console, shipped: Mapping[str, Any], rows: Sequence[Diagnosis], order: Sequence[str]) -> None:
+    """Float against quantized, layer by layer, simulated and in the file, and what of it is no matter of rounding."""
+    from edgeq.diagnosis import first_lowered
+
     worst = min((f["median"] for f in shipped["fidelity_sqnr_db"].values()), default=None)
     predicted = shipped["simulated_sqnr_db"]
     shown = [
@@ -95,19 +98,28 @@ def _show_diff(console: Console, shipped: Mapping[str, Any], rows: Sequence[Diag
             row.weight_bits,
             _db(row.own_db),
             _db(row.network_db),
+            _db(row.file_db),
             f"{row.cause or 'none'}{', mostly inherited' if row.inherited else ''}",
             row.advice,
         )
         for row in rows[:WORST]
     ]
-    headers = ("layer", "op", "bits", "alone dB", "in the network dB", "cause", "would help")
+    headers = ("layer", "op", "bits", "alone dB", "simulation dB", "file dB", "cause", "would help")
     console.result_table(headers, shown, title="\nfloat against quantized, the largest own error first")
     if len(rows) > WORST:
         console.result(f"{len(rows) - WORST} layers more: edgeq inspect --diff --json")
+    unknown = Counter(row.op for row in rows if row.file_db is None)
+    if unknown:
+        kinds = ", ".join(f"{count} {op}" for op, count in unknown.most_common())
+        console.result(
+            f"file dB of {len(rows) - sum(unknown.values())} of {len(rows)}; not told apart in the file: {kinds}"
+        )
+    lowered = first_lowered((row.layer for row in rows if row.lowered), order)
+    if lowered is not None:
+        console.result(f"the file is far below its simulation, first at {lowered}: it computes something else there")
     if worst is not None and predicted is not None:
         console.result(
-            f"outputs: the file reaches {worst:.1f} dB; its simulation, from which the figures of layers are, "
-            f"{predicted:.1f} dB"
+            f"outputs: the file reaches {worst:.1f} dB; its simulation, of which all but file dB is, {predicted:.1f} dB"
         )
 
 

@@ -111,11 +111,12 @@ def _remembered(bundle: Artifact, row: Mapping[str, Any]) -> dict[str, Any] | No
     from edgeq.config_keys import SUFFIXES
     from edgeq.devices.environment import runtime_version
 
-    runtime = runtime_version(SUFFIXES[bundle.model_file.suffix], row["environment"]["packages"])
+    format_ = SUFFIXES[bundle.model_file.suffix]
+    runtime = runtime_version(format_, row["environment"]["packages"])
     new = history.entry(bundle.model_sha256, row, runtime)
     if new is None:
         return None
-    earlier = history.remember(str(bundle.manifest.model["name"]), new)
+    earlier = history.remember(history.variant(bundle.manifest.to_dict(), format_), new)
     best = min((e.p50 for e in earlier), default=None)
     return {
         "new": new.to_dict(),

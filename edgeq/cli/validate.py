@@ -12,15 +12,21 @@ from edgeq.cli.options import command
 from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgeq.rebuild import Variance
     from edgeq.validate import Outcome, Validation
 
 _PATH = click.Path(path_type=Path)
+ALIKE = 0.8
+"""Share of calibration samples from which on draws are hardly others."""
+
+_BUILDS = click.IntRange(0, 50)
 
 
 @command(
     "validate",
     examples="""
     edgeq validate out/vit_nano-rpi --data test.npz --max-drop 1
+    edgeq validate out/vit_nano-rpi --data test.npz --degrade none --rebuild 5
     edgeq validate out/my-rpi --model my.onnx --data photos --degrade qrid,dark --severity 2,4
     """,
 )
@@ -33,6 +39,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--max-extra-drop", type=float, metavar="X", help="Gate: relative loss beyond float's own, in points.")
 @click.option("--min-sqnr-db", type=float, metavar="X", help="Gate without labels: smallest median fidelity in dB.")
 @click.option("--show", type=click.IntRange(0, 50), default=0, metavar="N", help="Draw the N most different samples.")
+@click.option("--rebuild", type=_BUILDS, default=0, metavar="N", help="Export N times with other calibration draws.")
+@click.option("--calib", type=_PATH, metavar="PATH", help="For --rebuild: the calibration samples, if elsewhere now.")
 @click.option("--model", type=_PATH, metavar="FILE", help="The float model, if it is elsewhere now.")
 @click.option("--weights", type=_PATH, metavar="FILE", help="The checkpoint, if it is elsewhere now.")
 @click.option("--seed", type=int, default=0, metavar="N", help="Of degradations and intervals (default 0).")
@@ -43,6 +51,7 @@ def validate(
     severity: str,
     model: Path | None,
     weights: Path | None,
+    calib: Path | None,
     data: Path,
     degrade: str,
     limit: int | None,
@@ -50,6 +59,7 @@ def validate(
     max_extra_drop: float | None,
     min_sqnr_db: float | None,
     show: int,
+    rebuild: int,
     seed: int,
     threads: int,
 ) -> int:
@@ -67,8 +77,8 @@ def validate(
     from edgeq.validate import validate as run
 
     gates = (max_drop, max_extra_drop, min_sqnr_db)
-    request = ValidationRequest(data, degrade, severities, limit, *gates, seed, threads, show)
-    result = run(bundle, {"model": model, "weights": weights}, request, console)
+    request = ValidationRequest(data, degrade, severities, limit, *gates, seed, threads, show, rebuild)
+    result = run(bundle, {"model": model, "weights": weights, "calib": calib}, request, console)
     console.emit_json(result.to_dict())
     tell(console, result)
     return 1 if result.missed else 0
@@ -101,8 +111,26 @@ def tell(console: Console, result: Validation) -> None:
     arrow = "higher is better" if result.higher_is_better else "lower is better"
     extra = "; extra: relative loss through the condition beyond float's own, in points" if labelled else " to float"
     console.result(f"{result.metric} in {result.unit} ({arrow}) of {result.n} items{extra}")
+    if result.variance is not None:
+        _tell_variance(console, result.variance)
     for reason in result.missed:
         console.result(f"missed: {reason}")
+
+
+def _tell_variance(console: Console, found: Variance) -> None:
+    """What other calibration draws give, and which differences are luck."""
+    rows: list[tuple[object, ...]] = [("this artifact", round(found.shipped, 2))]
+    rows += [(f"seed {seed}", round(score, 2)) for seed, score in found.scores.items()]
+    console.result_table(("build", f"{found.metric} in {found.unit}"), rows, title="\nother calibration draws")
+    low, high = found.interval
+    console.result(
+        f"deviation {found.deviation:.2f}; one more build lies between {low:.2f} and {high:.2f} (95 %), and two builds "
+        f"differ by up to {found.luck:.2f} by luck; {found.n} items that no build was calibrated with"
+    )
+    if found.shared > ALIKE:
+        console.result(
+            f"{found.shared:.0%} of the calibration samples are the same: a larger --calib folder would tell more"
+        )
 
 
 def _scored(outcome: Outcome) -> tuple[object, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ CODES = {"file": "EQ-D832", "shape": "EQ-D832", "values": "EQ-D833", "count": "E
 """Error code of each reason for which a cloud is unusable."""
 
 
-def open_clouds(path: Path, *, role: Role, classes: Sequence[str] | None = None) -> Source[Cloud]:
+def open_clouds(path: Path, *, role: Role) -> Source[Cloud]:
     """Clouds from a packed `.npz`, a folder or a single file.
 
     A packed file holds `points` `(n, points, columns)` and, when labelled, `label`: names, or integers which `classes`
@@ -36,31 +36,28 @@ def open_clouds(path: Path, *, role: Role, classes: Sequence[str] | None = None)
     Args:
         path: What to open.
         role: What for, so that a message can name the option.
-        classes: The network's classes in its order, None where it does not know them. Labels are matched by name.
 
     Raises:
         DataError: EQ-D050, nothing is there; EQ-D830, no cloud is in it; EQ-D831, the packed file is damaged or of
-            another kind; EQ-D836, a class that the network does not know.
+            another kind.
     """
     path = path.expanduser()
     place, option = str(path), OPTION[role]
     try:
         if path.is_dir():
-            source = _open_folder(path, option)
-        elif not path.exists():
+            return _open_folder(path, option)
+        if not path.exists():
             raise DataError(
                 f"{path} does not exist", code="EQ-D050", place=place, hint=f"check the path given to {option}"
             )
-        elif path.suffix.lower() == ".npz" and (packed := _packed(path)) is not None:
-            source = packed
-        else:
-            source = Source(
-                place, (Item(path.name, file_digest(path)),), None, lambda _: path.read_bytes(), decode, "cloud"
-            )
-            source.read(0)  # a wrong path should fail now and not in the middle of the work
+        if path.suffix.lower() == ".npz" and (packed := _packed(path)) is not None:
+            return packed
+        item = Item(path.name, file_digest(path))
+        source = Source(place, (item,), None, lambda _: path.read_bytes(), decode, "cloud")
+        source.read(0)  # a wrong path should fail now and not in the middle of the work
     except OSError as error:
         raise unreadable(place, error) from error
-    return source if classes is None or source.classes is None else _renamed(source, tuple(classes))
+    return source
 
 
 def decode(data: bytes, place: str) -> Cloud:
@@ -114,7 +111,7 @@ def _open_folder(folder: Path, option: str) -> Source[Cloud]:
     files = [file for file, _ in found]
     items = tuple(Item(file.relative_to(folder).as_posix(), file_digest(file), label) for file, label in found)
     classes = tuple(names) if labelled else None
-    return Source(str(folder), items, classes, lambda index: files[index].read_bytes(), decode, "cloud")
+    return Source(str(folder), items, classes, lambda index: files[index].read_bytes(), decode, "cloud", True)
 
 
 def _clouds_in(folder: Path) -> list[Path]:
@@ -151,7 +148,7 @@ def _packed(path: Path) -> Source[Cloud] | None:
     ids = enumerate(labels)
     # the shape belongs to the bytes: the same ones in another shape are another cloud
     items = tuple(Item(f"{i:06d}", hashlib.sha256(fetch(i)).hexdigest(), label) for i, label in ids)
-    return Source(place, items, classes, fetch, opened, "cloud")
+    return Source(place, items, classes, fetch, opened, "cloud", True)
 
 
 def _labels(arrays: dict[str, NDArray[Any]], count: int, place: str) -> tuple[list[int | None], tuple[str, ...] | None]:
@@ -170,26 +167,6 @@ def _labels(arrays: dict[str, NDArray[Any]], count: int, place: str) -> tuple[li
     if int(label.min()) < 0:
         raise _damaged(place, "label must not be negative")
     return [int(value) for value in label], None if names is None else tuple(str(name) for name in names)
-
-
-def _renamed(source: Source[Cloud], names: tuple[str, ...]) -> Source[Cloud]:
-    """The source with labels as the network counts its classes."""
-    assert source.classes is not None
-    used = sorted({source.classes[item.label] for item in source.items if item.label is not None})
-    unknown = [name for name in used if name not in names]
-    if unknown:
-        raise DataError(
-            f"the network knows no {', '.join(map(repr, unknown[:3]))}"
-            + (f" and {len(unknown) - 3} more classes of the data" if len(unknown) > 3 else ""),
-            code="EQ-D836",
-            place=source.place,
-            hint=f"leave these clouds out, or rename them; it knows {', '.join(names[:6])}, ...",
-        )
-    index = [names.index(name) if name in names else -1 for name in source.classes]
-    items = tuple(
-        item if item.label is None else Item(item.id, item.sha256, index[item.label]) for item in source.items
-    )
-    return Source(source.place, items, names, source.fetch, source.decode, source.kind)
 
 
 def _damaged(place: str, cause: str) -> DataError:

@@ -49,6 +49,7 @@ class Source(Generic[Sample]):
         fetch: Encoded bytes of an item, by index.
         decode: A sample from its encoded bytes and the place to name in messages.
         kind: What an item is, in the singular.
+        named: Whether labels stand for names alone: their order says nothing.
     """
 
     place: str
@@ -57,6 +58,7 @@ class Source(Generic[Sample]):
     fetch: Callable[[int], bytes] = field(repr=False)
     decode: Callable[[bytes, str], Sample] = field(repr=False)
     kind: str = "image"
+    named: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -66,21 +68,35 @@ class Source(Generic[Sample]):
         return replace(self, items=tuple(self.items[i] for i in kept), fetch=lambda index: self.fetch(kept[index]))
 
     def for_classes(self, names: Sequence[str] | None) -> Source[Sample]:
-        """The same samples with labels as a model counts its classes: by name where both name the same ones.
+        """The same samples with labels as a model counts its classes: by name where the model knows the names.
+
+        Data may show some of the classes only. Where no name is the model's, indices are taken for the model's own,
+        unless the names are all that is known (`named`).
 
         Args:
             names: The model's classes in its order; None where it has none or does not know them.
 
         Raises:
-            DataError: EQ-D059 when an index has no class in the model.
+            DataError: EQ-D836 for names that the model does not know, EQ-D059 when an index has no class in it.
         """
-        if names is None or not all(isinstance(item.label, int) for item in self.items):
+        used = sorted({item.label for item in self.items if isinstance(item.label, int)})
+        if names is None or not used:
             return self
-        if self.classes and sorted(names) == sorted(self.classes):
-            index = [list(names).index(name) for name in self.classes]
-            items = tuple(replace(item, label=index[item.label]) for item in self.items)
-            return replace(self, items=items, classes=tuple(names))
-        beyond = next((item for item in self.items if not 0 <= item.label < len(names)), None)
+        labels = list(self.classes or ())
+        unknown = [labels[label] for label in used if label < len(labels) and labels[label] not in names]
+        if self.classes and not unknown:
+            index = [list(names).index(name) if name in names else -1 for name in labels]
+            items = (i if i.label is None else replace(i, label=index[i.label]) for i in self.items)
+            return replace(self, items=tuple(items), classes=tuple(names))
+        if self.classes and (self.named or len(unknown) < len(used)):
+            more = f" and {len(unknown) - 3} more classes of the data" if len(unknown) > 3 else ""
+            raise DataError(
+                f"the network knows no {', '.join(map(repr, unknown[:3]))}{more}",
+                code="EQ-D836",
+                place=self.place,
+                hint=f"leave these {self.kind}s out, or rename them; it knows {', '.join(names[:6])}, ...",
+            )
+        beyond = next((i for i in self.items if isinstance(i.label, int) and not 0 <= i.label < len(names)), None)
         if beyond is not None:
             raise DataError(
                 f"{beyond.id} has label {beyond.label}, and the model knows {len(names)} classes",
@@ -109,8 +125,7 @@ class Source(Generic[Sample]):
 def split(source: Source[Any], calibration: int, holdout: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Indices for calibration and held out to measure fidelity on; no item is in both.
 
-    Exact copies count once (only the first can be chosen). The choice depends on the items' bytes and the seed, not on
-    their names or order. The held-out part is filled first; calibration gets what is left, up to `calibration`.
+    The held-out part is filled first; calibration gets what is left, up to `calibration`.
 
     Args:
         source: The samples.
@@ -120,6 +135,19 @@ def split(source: Source[Any], calibration: int, holdout: int, seed: int) -> tup
 
     Raises:
         DataError: Too few different items.
+    """
+    candidates, held = shuffled(source, holdout, seed)
+    return tuple(sorted(candidates[: max(1, calibration)])), tuple(sorted(held))
+
+
+def shuffled(source: Source[Any], holdout: int, seed: int) -> tuple[list[int], list[int]]:
+    """Candidates for calibration in an order drawn by `seed`, and the items held out.
+
+    Exact copies count once (only the first can be chosen). The order depends on the items' bytes and the seed, not on
+    their names or order.
+
+    Raises:
+        DataError: EQ-D054, too few different items.
     """
     first: dict[str, int] = {}
     for index, item in enumerate(source.items):
@@ -136,7 +164,7 @@ def split(source: Source[Any], calibration: int, holdout: int, seed: int) -> tup
         )
     names = sorted(first)
     order = [first[names[i]] for i in np.random.default_rng(seed).permutation(len(names))]
-    return tuple(sorted(order[holdout : holdout + max(1, calibration)])), tuple(sorted(order[:holdout]))
+    return order[max(0, holdout) :], order[: max(0, holdout)]
 
 
 def file_digest(file: Path) -> str:

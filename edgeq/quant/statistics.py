@@ -104,6 +104,19 @@ class TensorStatistics:
         self.zeros += other.zeros
         self.non_finite += other.non_finite
 
+    def outline(self, bins: int) -> NDArray[np.int64]:
+        """How many values lie in each of `bins` equal parts `(bins,)` of low to high; within a fine bin of the truth.
+
+        Args:
+            bins: At least 1.
+        """
+        if not self.count:
+            return np.zeros(bins, dtype=np.int64)
+        centres = (np.arange(2 * HALF_BINS) + 0.5 - HALF_BINS) * math.ldexp(1, self.exponent) / HALF_BINS
+        reach = np.clip(centres, self.low, self.high) - self.low
+        place = np.minimum((reach / ((self.high - self.low) or 1.0) * bins).astype(np.int64), bins - 1)
+        return np.bincount(place, weights=self.histogram, minlength=bins).astype(np.int64)
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays that `numpy.savez` stores."""
         arrays: dict[str, NDArray[Any]] = {

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 320, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 30
+FLAT = 110
 TICKS = 4
 
 
@@ -21,11 +22,13 @@ class Line:
         name: For the legend and the description.
         style: Class of the style sheet.
         points: `(x, y)`, by x.
+        band: `(x, low, high)`, by x: where the value may be; empty for none.
     """
 
     name: str
     style: str
     points: tuple[tuple[float, float], ...]
+    band: tuple[tuple[float, float, float], ...] = ()
 
 
 def line_chart(title: str, unit: str, labels: Sequence[str], lines: Sequence[Line]) -> Markup:
@@ -41,6 +44,7 @@ def line_chart(title: str, unit: str, labels: Sequence[str], lines: Sequence[Lin
         An `svg` element with a title and a description in words.
     """
     values = [y for line in lines for _, y in line.points]
+    values += [end for line in lines for _, *ends in line.band for end in ends]
     ticks = nice_ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
     inner = WIDTH - LEFT - RIGHT
@@ -61,6 +65,10 @@ def line_chart(title: str, unit: str, labels: Sequence[str], lines: Sequence[Lin
             f'<text class="tick" x="{x_of(position):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{escape(label)}</text>'
         )
     for line in lines:
+        edge = [(x, low) for x, low, _ in line.band] + [(x, high) for x, _, high in reversed(line.band)]
+        if edge:
+            corners = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in edge)
+            parts.append(f'<polygon class="{line.style}" points="{corners}"/>')
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
         parts.append(f'<polyline class="{line.style}" points="{path}"/>')
         parts += [f'<circle class="{line.style}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/>' for x, y in line.points]
@@ -69,6 +77,47 @@ def line_chart(title: str, unit: str, labels: Sequence[str], lines: Sequence[Lin
     )
     return Markup(
         f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}"><title>{escape(title)}, {escape(unit)}</title>'
+        f"<desc>{escape(words)}</desc>{''.join(parts)}</svg>"
+    )
+
+
+def histogram(title: str, low: float, high: float, counts: Sequence[int], grid: tuple[float, float]) -> Markup:
+    """Bars of the logarithm of counts, with the part that a grid covers shaded behind them.
+
+    Args:
+        title: Name of the chart, read by screen readers.
+        low: Where the first bar begins.
+        high: Where the last one ends.
+        counts: One a bar.
+        grid: Smallest and largest value of the grid.
+
+    Returns:
+        An `svg` element with a title and a description in words.
+    """
+    left, right = min(low, grid[0]), max(high, grid[1])
+    span, inner, floor = max(right - left, 1e-30), WIDTH - 2 * RIGHT, FLAT - BOTTOM
+    most = math.log1p(max(counts, default=0)) or 1.0
+
+    def x_of(value: float) -> float:
+        return RIGHT + inner * (value - left) / span
+
+    shaded = x_of(grid[1]) - x_of(grid[0])
+    parts = [f'<rect class="covered" x="{x_of(grid[0]):.1f}" y="{TOP}" width="{shaded:.1f}" height="{floor - TOP}"/>']
+    step = (high - low) / max(1, len(counts))
+    for position, count in enumerate(counts):
+        height, x = (floor - TOP) * math.log1p(count) / most, x_of(low + position * step)
+        width = max(0.5, inner * step / span - 0.5)
+        if count:
+            parts.append(
+                f'<rect class="count" x="{x:.1f}" y="{floor - height:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
+            )
+    for value, anchor in ((left, "start"), (right, "end")):
+        parts.append(
+            f'<text class="tick" x="{x_of(value):.1f}" y="{FLAT - 10}" text-anchor="{anchor}">{value:.3g}</text>'
+        )
+    words = f"values from {low:.4g} to {high:.4g}; the grid covers {grid[0]:.4g} to {grid[1]:.4g}"
+    return Markup(
+        f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {FLAT}"><title>{escape(title)}</title>'
         f"<desc>{escape(words)}</desc>{''.join(parts)}</svg>"
     )
 

@@ -13,11 +13,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeq.artifact import Artifact
-from edgeq.diagnosis import diagnose
+from edgeq.diagnosis import diagnose, first_lowered
 from edgeq.errors import InputError
-from edgeq.report.charts import Line, line_chart
+from edgeq.report.charts import Line, histogram, line_chart
 
 WORST_LAYERS = 12
+CHARTED = 6
 VALIDATION = "edgeq.validate/1"
 _EMBEDDED = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
 _FIELDS = ("metric", "unit", "n", "clean", "degraded", "gate", "worst", "higher_is_better")
@@ -41,6 +42,8 @@ def open_validation(path: Path) -> dict[str, Any]:
             raise ValueError("a condition has no score")
         for sample in data.get("samples", ()):
             _check_sample(sample)
+        if data.get("rebuild") is not None:
+            _check_rebuild(data["rebuild"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         cause = getattr(error, "strerror", None) or error
         raise InputError(
@@ -63,6 +66,14 @@ def _check_sample(sample: Mapping[str, Any]) -> None:
             raise ValueError("a picture is no embedded JPEG")
     if not (numbers and texts):
         raise ValueError("a sample is damaged")
+
+
+def _check_rebuild(found: Mapping[str, Any]) -> None:
+    """Every figure that the page shows is one."""
+    figures = [found["shipped"], found["luck"], found["deviation"], found["n"], *found["interval"]]
+    figures += [part for build in found["rebuilds"] for part in (build["seed"], build["score"])]
+    if not all(isinstance(figure, (int, float)) for figure in figures):
+        raise ValueError("a rebuild has no score")
 
 
 def write_report(bundle: Path, validations: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -111,11 +122,41 @@ def render(artifact: Artifact, validations: Sequence[Mapping[str, Any]]) -> str:
         fidelity=_worst_output(shipped),
         layers=layers[:WORST_LAYERS],
         layer_count=len(layers),
+        lowered=first_lowered((r["layer"] for r in layers if r["lowered"]), plan.ops),
         best_db=max((float(r["own_db"]) for r in layers[:WORST_LAYERS]), default=1.0),
+        ranges=_ranges(shipped.get("ranges", ())),
         weights=[{"name": t.name, "bits": t.bits, "values": t.provenance} for t in plan.weights()],
         validations=[_validation(v) for v in validations],
         candidates=[{**c, "worst": _worst_output(c)} for c in evidence["candidates"]],
     )
+
+
+def _ranges(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Charts of the tensors whose grids serve the fewest values: most of them lie in a small part."""
+    ranked = sorted(found, key=_used)[:CHARTED]
+    return [
+        {
+            "name": r["tensor"],
+            "used": 100 * _used(r),
+            "svg": histogram(f"values of {r['tensor']}", r["low"], r["high"], r["counts"], tuple(r["grid"])),
+        }
+        for r in ranked
+    ]
+
+
+def _used(outline: Mapping[str, Any]) -> float:
+    """The share of a grid in which the middle 99 % of the values lie."""
+    counts = outline["counts"]
+    total, step = sum(counts), (outline["high"] - outline["low"]) / len(counts)
+    below, first, last = 0, 0, len(counts)
+    for position, count in enumerate(counts):
+        if below < 0.005 * total:
+            first = position
+        below += count
+        if below >= 0.995 * total:
+            last = position + 1
+            break
+    return float((last - first) * step / max(outline["grid"][1] - outline["grid"][0], 1e-30))
 
 
 def _worst_output(candidate: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -133,7 +174,23 @@ def _validation(data: Mapping[str, Any]) -> dict[str, Any]:
             charts.append({"name": name, "svg": _curve(str(name), data, [clean, *outcomes])})
     gate = data["gate"]
     gated = any(gate.get(name) is not None for name in ("max_drop", "max_extra_drop", "min_sqnr_db"))
-    return {"samples": [], **data, "charts": charts, "outcomes": [clean, *data["degraded"]], "gated": gated}
+    return {
+        "samples": [],
+        "rebuild": None,
+        **data,
+        "charts": charts,
+        "outcomes": [clean, *data["degraded"]],
+        "gated": gated,
+    }
+
+
+def _band(outcomes: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float, float], ...]:
+    """Where the artifact's score lies beside float's: the 95 % interval of the paired difference."""
+    return tuple(
+        (float(i), *(float(o["float"]) + float(end) for end in o["difference_interval"]))  # type: ignore[misc]
+        for i, o in enumerate(outcomes)
+        if o["float"] is not None and o.get("difference_interval")
+    )
 
 
 def _curve(name: str, data: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:
@@ -142,5 +199,6 @@ def _curve(name: str, data: Mapping[str, Any], outcomes: Sequence[Mapping[str, A
     for who, style in (("float", "float"), ("quantized", "artifact")):
         points = tuple((float(i), float(o[who])) for i, o in enumerate(outcomes) if o[who] is not None)
         if points:
-            lines.append(Line("artifact" if who == "quantized" else who, style, points))
+            band = _band(outcomes) if who == "quantized" else ()
+            lines.append(Line("artifact" if who == "quantized" else who, style, points, band))
     return line_chart(f"{data['metric']} under {name} by severity", data["unit"], labels, lines)

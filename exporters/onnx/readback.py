@@ -17,6 +17,8 @@ from edgeq.exporters.matching import Constant, match_weights
 from edgeq.spec import QuantPlan
 
 _PRODUCTS = frozenset({"Conv", "MatMul", "Gemm", "ConvTranspose"})
+_BEHIND = ("Cast", "Mul", "Add", "Relu", "QuantizeLinear", "DequantizeLinear")
+"""What may belong to a product behind it, in this order."""
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
@@ -43,7 +45,7 @@ def read_onnx(path: Path, plan: QuantPlan | None) -> ReadBack:
         raise ModelError(message, code="EQ-M452", place=path.name, hint="export the model again") from error
     reader = _Reader(model.graph)
     match = match_weights(reader.integer_constants(), plan)
-    return ReadBack(tuple(reader.ops()), match.weights, match.missing, match.extra)
+    return ReadBack(tuple(reader.ops()), match.weights, match.missing, match.extra, sites=match.sites)
 
 
 class _Reader:
@@ -113,19 +115,52 @@ class _Reader:
         found: dict[str, Constant] = {}
         for node in self.graph.node:
             if node.op_type == "MatMulInteger":
-                self._keep(found, node.input[1], self._dynamic_scales(node), transposed=True)
+                self._keep(found, node, node.input[1], self._dynamic_scales(node), transposed=True)
             elif node.op_type in _PRODUCTS:
                 source = self.producer.get(node.input[1])
                 if source is not None and source.op_type == "DequantizeLinear":
                     transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not self._flag(node, "transB"))
-                    self._keep(found, source.input[0], self._value(source.input[1]), transposed)
+                    self._keep(found, node, source.input[0], self._value(source.input[1]), transposed)
         return list(found.values())
 
-    def _keep(self, found: dict[str, Constant], name: str, scales: NDArray[Any] | None, transposed: bool) -> None:
+    def _keep(
+        self, found: dict[str, Constant], node: Any, name: str, scales: NDArray[Any] | None, transposed: bool
+    ) -> None:
         codes = self._value(name)
         if codes is not None and scales is not None:
             layout = codes.T if transposed and codes.ndim == 2 else codes
-            found[name] = Constant(name, [np.ascontiguousarray(layout, np.int32)], np.asarray(scales, np.float32))
+            results = (*(found[name].results if name in found else ()), self._result(node))
+            values = np.ascontiguousarray(layout, np.int32), np.asarray(scales, np.float32)
+            found[name] = Constant(name, [values[0]], values[1], results)
+
+    def _result(self, node: Any) -> str:
+        """Where the result of a product is read: behind its scales, its bias, its activation and its grid.
+
+        What lies between belongs to one kernel, which reading it would take apart.
+        """
+        name: str = node.output[0]
+        for step in _BEHIND:
+            readers = self.readers.get(name, [])
+            if len(readers) != 1 or readers[0].op_type != step:
+                continue
+            if step == "Add" and not any(self._constant(n) for n in readers[0].input):
+                continue
+            if step == "Mul" and node.op_type != "MatMulInteger":
+                continue
+            if step == "QuantizeLinear" and not self._restored(readers[0]):
+                break
+            name = readers[0].output[0]
+        return name
+
+    def _constant(self, name: str) -> bool:
+        """Whether `name` is a constant, possibly as integers with their scales."""
+        node = self.producer.get(name)
+        restored = node is not None and node.op_type == "DequantizeLinear" and self._constant(node.input[0])
+        return name in self.constants or restored
+
+    def _restored(self, node: Any) -> bool:
+        readers = self.readers.get(node.output[0], [])
+        return len(readers) == 1 and readers[0].op_type == "DequantizeLinear"
 
     def _value(self, name: str) -> NDArray[Any] | None:
         """A constant, possibly widened from INT4; None for what is computed."""

@@ -15,6 +15,7 @@ from torch import fx
 
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.base import FileOp, ReadBack
+from edgeq.exporters.matching import share_out
 from edgeq.exporters.openvino.emit import GROUP, INSTALL, OPTIONS, weight_name
 from edgeq.exporters.openvino.graph import PRODUCTS, Weight, products, tables, weight_of
 from edgeq.graph.kinds import op_kind
@@ -64,10 +65,31 @@ def read_openvino(path: Path, legalized: Legalized | None) -> ReadBack:
     except RuntimeError as error:
         message = f"{path.name} is no OpenVINO model: {' '.join(str(error).split())[:200]}"
         raise ModelError(message, code="EQ-M403", place=path.name, hint="export the model again") from error
-    held = [(op.get_friendly_name(), weight) for op, weight in products(model) if weight is not None]
-    held += tables(model)
-    weights, missing, extra = _match(held, legalized)
-    return ReadBack(tuple(_ops(model)), weights, tuple(missing), tuple(extra))
+    held = [(op.get_friendly_name(), weight, _result(op)) for op, weight in products(model) if weight is not None]
+    held += [(name, weight, "") for name, weight in tables(model)]
+    weights, missing, extra, sites = _match(held, legalized)
+    return ReadBack(tuple(_ops(model)), weights, tuple(missing), tuple(extra), sites=sites)
+
+
+def _result(op: Any) -> str:
+    """Where the result of a product is read: behind the constants that multiply it and are added, its bias among them.
+
+    The converter merges such constants, so that what lies between has no counterpart.
+    """
+    for kind in ("Multiply", "Add"):
+        readers = [port.get_node() for port in op.output(0).get_target_inputs()]
+        if len(readers) == 1 and readers[0].get_type_name() == kind and _is_constant(readers[0], beside=op):
+            op = readers[0]
+    return str(op.get_friendly_name())
+
+
+def _is_constant(op: Any, beside: Any) -> bool:
+    """Whether the other operand of `op` than the result of `beside` is a constant."""
+    others = [i.get_node() for i in op.input_values() if i.get_node() != beside]
+    node = others[0] if others else beside
+    while node.get_type_name() in ("Convert", "Reshape"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
 
 
 def _ops(model: Any) -> list[FileOp]:
@@ -120,14 +142,18 @@ def _macs(op: Any, kind: str) -> int:
 
 
 def _match(
-    held: list[tuple[str, Weight]], legalized: Legalized | None
-) -> tuple[dict[str, NDArray[np.int32]], list[str], list[str]]:
-    """Planned weights that the file holds with equal integers and scales, those it lacks, and what nobody planned."""
+    held: list[tuple[str, Weight, str]], legalized: Legalized | None
+) -> tuple[dict[str, NDArray[np.int32]], list[str], list[str], dict[str, tuple[str, ...]]]:
+    """Planned weights that the file holds with equal integers and scales, those it lacks, and what nobody planned.
+
+    And where the results of the layers are that read them.
+    """
     planned = legalized.plan.weights() if legalized else []
     factors = _factors(legalized.emission) if legalized else {}
     weights: dict[str, NDArray[np.int32]] = {}
     extra = []
-    for name, weight in held:
+    results: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for name, weight, result in held:
         digest = codes_hash(weight.codes)
         fits = [
             t.name
@@ -137,7 +163,12 @@ def _match(
         weights.update(dict.fromkeys(fits, weight.codes))
         if not fits:
             extra.append(name)
-    return weights, [t.name for t in planned if t.name not in weights], extra
+        elif result:
+            results[tuple(fits)] = (*results.get(tuple(fits), ()), result)
+    sites: dict[str, tuple[str, ...]] = {}
+    for fitting, found in results.items():
+        sites.update(share_out(fitting, found))
+    return weights, [t.name for t in planned if t.name not in weights], extra, sites
 
 
 def _same(found: NDArray[np.float32], scale: NDArray[np.float32], factors: tuple[NDArray[np.float32], ...]) -> bool:

@@ -6,6 +6,7 @@ The file is the truth: a layer counts as integer because its tensors in the file
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     reader = _Reader(model, schema)
     match = match_weights(reader.integer_constants(), plan)
-    return ReadBack(tuple(reader.ops()), match.weights, match.missing, match.extra, tuple(reader.misfits()))
+    facts = (match.weights, match.missing, match.extra, tuple(reader.misfits()))
+    return ReadBack(tuple(reader.ops()), *facts, sites=match.sites)
 
 
 class _Reader:
@@ -152,14 +154,18 @@ class _Reader:
                 continue
             index = int(op.inputs[operand])
             raw = self.constant(index)
-            if raw is None or not self.is_integer(index) or index in found:
+            if raw is None or not self.is_integer(index):
+                continue
+            result = self.graph.tensors[int(op.outputs[0])].name.decode(errors="replace")
+            if index in found:
+                found[index] = replace(found[index], results=(*found[index].results, result))
                 continue
             tensor = self.graph.tensors[index]
             shape = self.shape(index)
             values = unpack(raw, int(np.prod(shape))) if tensor.type == self.int4 else raw.view(np.int8)
             codes = values.astype(np.int32).reshape(shape)
             scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
-            found[index] = Constant(tensor.name.decode(errors="replace"), _layouts(codes), scales)
+            found[index] = Constant(tensor.name.decode(errors="replace"), _layouts(codes), scales, (result,))
         return list(found.values())
 
     def _tables(self) -> dict[int, Constant]:

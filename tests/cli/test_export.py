@@ -133,6 +133,7 @@ def test_inspect_shows_kernels_and_reasons(exported: tuple[Path, dict[str, Any]]
     diff = json.loads(against.stdout)["diff"]
     assert [d["own_db"] for d in diff] == sorted(d["own_db"] for d in diff)
     assert {d["cause"] for d in diff} <= {"weights", "inputs"}, "dynamic layers write float"
+    assert all(d["file_db"] is not None and not d["lowered"] for d in diff)
     assert "would help" in edgeq("inspect", summary["artifact"], "--diff", cwd=cwd).stdout
 
 

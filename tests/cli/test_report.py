@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeq.portraits import data_uri, most_different
-from edgeq.report.charts import Line, line_chart, nice_ticks
+from edgeq.report.charts import Line, histogram, line_chart, nice_ticks
 from tests.cli.conftest import Run
 
-VOID = {"meta", "line", "circle", "polyline", "br", "img"}
+VOID = {"meta", "line", "circle", "polyline", "polygon", "rect", "br", "img"}
 
 
 class Nesting(HTMLParser):
@@ -77,6 +77,8 @@ def validation(tmp_path: Path) -> Path:
     samples = [
         {"condition": "noise:5", "item": "7", "agreement": 0.5, "sqnr_db": None, "float": seen, "artifact": blind}
     ]
+    builds = [{"seed": 1, "score": 78.875}]
+    rebuild = {"shipped": 79.0, "luck": 0.625, "deviation": 0.2, "n": 9, "interval": [78.25, 79.75], "rebuilds": builds}
     gate = {"max_drop": 1.0, "max_extra_drop": None, "min_sqnr_db": None, "passed": False, "missed": ["noise:5: falls"]}
     data = {
         "schema": "edgeq.validate/1",
@@ -85,6 +87,7 @@ def validation(tmp_path: Path) -> Path:
         "n": 9,
         "higher_is_better": True,
         "samples": samples,
+        "rebuild": rebuild,
     }
     path = tmp_path / "validation.json"
     path.write_text(json.dumps({**data, "clean": clean, "degraded": degraded, "worst": degraded[1], "gate": gate}))
@@ -110,6 +113,8 @@ def test_a_page_with_a_validation(
         "<i>cat</i>, 90 %",
         "would help",
         "ships",
+        "up to 0.62 % by luck",
+        "78.88",
     ):
         assert expected in words
     assert page.read_text().count("<svg") == 1  # one severity is no curve
@@ -144,8 +149,12 @@ def test_refusals(run: Run, exported: tuple[Path, dict[str, Any]], validation: P
         foreign = json.loads(validation.read_text())
         foreign["samples"][0]["float"]["picture"] = picture
         (tmp_path / f"{name}.json").write_text(json.dumps(foreign))
+    unscored = json.loads(validation.read_text())
+    unscored["rebuild"]["rebuilds"][0]["score"] = "<script>"
+    (tmp_path / "unscored.json").write_text(json.dumps(unscored))
     for words, code, exit_code in (
         ((bundle, "--validation", "absent.json"), "EQ-I770", 3),
+        ((bundle, "--validation", "unscored.json"), "EQ-I770", 3),
         ((bundle, "--validation", "other.json"), "EQ-I770", 3),
         ((bundle, "--validation", "cut.json"), "EQ-I770", 3),
         ((bundle, "--validation", "remote.json"), "EQ-I770", 3),
@@ -173,3 +182,21 @@ def test_a_chart_says_in_words_what_it_draws() -> None:
     svg = line_chart("top1 <noise>", "%", ["clean", "1"], [Line("float", "float", ((0.0, 80.0), (1.0, 60.0)))])
     assert "<desc>float: clean 80, 1 60</desc>" in svg
     assert "&lt;noise&gt;" in svg
+
+
+def test_a_band_is_drawn_and_widens_the_scale() -> None:
+    points = ((0.0, 80.0), (1.0, 60.0))
+    plain = line_chart("top1", "%", ["clean", "1"], [Line("artifact", "artifact", points)])
+    shaded = line_chart("top1", "%", ["clean", "1"], [Line("artifact", "artifact", points, ((0, 79, 81), (1, 40, 61)))])
+    assert "<polygon" not in plain
+    assert shaded.count("<polygon") == 1
+    assert ">40<" in shaded and ">40<" not in plain
+
+
+def test_a_histogram_says_what_its_grid_covers() -> None:
+    svg = histogram("values of <x>", -1.0, 3.0, [5, 0, 1, 2], (-1.0, 2.0))
+    assert "values from -1 to 3; the grid covers -1 to 2" in svg
+    assert "&lt;x&gt;" in svg
+    assert svg.count('class="count"') == 3
+    flat = histogram("x", 2.0, 2.0, [9], (0.0, 2.0))
+    assert "nan" not in flat and flat.count('class="count"') == 1

@@ -68,7 +68,7 @@ def test_fidelity_without_labels(run: Run, bundle: str, photos: Path) -> None:
 def test_an_interrupted_validation_goes_on(
     run: Run, bundle: str, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from edgeq.validate import Probe
+    from edgeq.probe import Probe
 
     monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path / "cache"))
     whole, calls = Probe.records, []
@@ -114,6 +114,38 @@ def test_what_cannot_be_judged_is_refused(run: Run, bundle: str, photos: Path, t
         assert (done.json["code"], done.code) == (code, exit_code), words
 
 
+def test_predictions_that_are_no_numbers_and_damaged_photos(
+    run: Run, bundle: str, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from edgeq import probe
+
+    class Broken:
+        def run(self, *arrays: Any) -> tuple[Any, ...]:
+            return (np.full((1, 10), np.nan, np.float32),)
+
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "a.png").write_bytes(encoded(1)[:200])
+    words = ("--degrade", "none", "--json")
+    done = run("validate", bundle, "--data", str(damaged), *words)
+    assert (done.json["code"], done.code) == ("EQ-D053", 3)
+    monkeypatch.setattr(probe, "open_model", lambda *args, **kwargs: Broken())
+    monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path / "cache"))
+    for data in (photos, photos / "cat"):
+        done = run("validate", bundle, "--data", str(data), *words)
+        assert (done.json["code"], done.code) == ("EQ-M750", 3)
+        assert "artifact" in done.json["message"] and ".png" in done.json["message"]
+
+
+def test_data_may_show_some_of_the_classes(run: Run, bundle: str, photos: Path) -> None:
+    done = run("validate", bundle, "--data", str(photos), "--degrade", "none", "--json")
+    assert done.json["n"] == 12
+    (photos / "zeppelin").mkdir()
+    (photos / "zeppelin" / "a.png").write_bytes(encoded(99))
+    refused = run("validate", bundle, "--data", str(photos), "--degrade", "none", "--json")
+    assert (refused.json["code"], refused.code) == ("EQ-D836", 3)
+
+
 def test_what_calibration_has_seen_is_left_out(run: Run, bundle: str, photos: Path) -> None:
     from importlib import resources
 
@@ -123,6 +155,54 @@ def test_what_calibration_has_seen_is_left_out(run: Run, bundle: str, photos: Pa
     manifest = json.loads((Path(bundle) / "manifest.json").read_text())
     assert done.json["left_out"] == len(manifest["calibration"])
     assert done.json["n"] == 100 - done.json["left_out"]
+
+
+def test_interrupted_rebuilds_go_on(
+    run: Run, bundle: str, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Builds here are copies of the bundle's file, so all score alike: what is kept is tested, not the spread."""
+    from types import SimpleNamespace
+
+    from edgeq import rebuild
+
+    monkeypatch.setenv("EDGEQ_CACHE_DIR", str(tmp_path / "cache"))
+    seeds: list[int] = []
+
+    def copied(folder: Path, config: Any, scratch: Path, *_: Any) -> Any:
+        seeds.append(config.seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        shutil.copyfile(folder / "model.tflite", scratch / "model.tflite")
+        samples = SimpleNamespace(calibration_items=[SimpleNamespace(sha256="0" * 64)])
+        first = SimpleNamespace(samples=samples)
+        return SimpleNamespace(first=first), {"": SimpleNamespace(path=scratch / "model.tflite")}
+
+    monkeypatch.setattr(rebuild, "build_again", copied)
+    words = ("validate", bundle, "--data", str(photos), "--degrade", "none", "--rebuild", "2")
+    assert run(*words).code == 130
+    done = run(*words, "--json")
+    assert (done.code, seeds) == (0, [1, 2, 2]), done.err
+    found = done.json["rebuild"]
+    assert [b["seed"] for b in found["rebuilds"]] == [1, 2]
+    assert {b["score"] for b in found["rebuilds"]} == {found["shipped"]} == {done.json["clean"]["quantized"]}
+    assert (found["luck"], found["deviation"], found["n"], found["rank"]) == (0, 0, 12, 1)
+    assert found["shared_calibration"] == 0
+    shown = run(*words).out
+    assert seeds == [1, 2, 2], "everything was there"
+    assert "by luck" in shown and "this artifact" in shown
+    without = run("validate", bundle, "--data", str(photos / "cat"), "--degrade", "none", "--rebuild", "1", "--json")
+    assert without.json["rebuild"]["metric"] == "SQNR"
+    assert without.json["rebuild"]["float"] is None
+    assert not list((tmp_path / "cache" / "rebuild").glob("tmp*")), "nothing half-written"
+
+
+@pytest.mark.slow
+def test_other_draws_give_other_files(run: Run, bundle: str, photos: Path) -> None:
+    done = run("validate", bundle, "--data", str(photos / "cat"), "--degrade", "none", "--rebuild", "1", "--json")
+    assert done.code == 0, done.err
+    found = done.json["rebuild"]
+    assert found["shared_calibration"] < 1
+    assert found["rebuilds"][0]["score"] > 15
 
 
 @pytest.mark.real

@@ -26,6 +26,9 @@ def test_vit_nano_runs_every_layer_as_integers(real_data: Path, tmp_path: Path) 
     kernels = candidate["execution"]["kernels"]
     assert (kernels["QGemm CPU"], kernels["QLinearConv CPU"]) == (21, 3)
     assert candidate["file"]["weights_equal_plan"] == 24
+    layers = [row for row in candidate["layers"] if row["weight_bits"]]
+    assert len(layers) == 24
+    assert all(row["file_db"] > row["total_db"] - 3 for row in layers)
     assert not candidate["file"]["missing"] + candidate["file"]["extra"]
     assert not any("ran in float kernels" in reason for reason in candidate["rejected"])
     bundle = tmp_path / summary["artifact"]

@@ -68,6 +68,9 @@ def test_pointmlp_keeps_its_classes_in_8_bits(clouds: Path, tmp_path: Path) -> N
     (candidate,) = json.loads((out / "evidence.json").read_text())["candidates"]
     assert not candidate["file"]["missing"]
     assert not candidate["file"]["extra"]
+    layers = [row for row in candidate["layers"] if row["weight_bits"]]
+    assert len(layers) > 20
+    assert all(row["file_db"] > row["total_db"] - 3 for row in layers)
     np.savetxt(tmp_path / "cloud.xyz", points[1])
     command = [sys.executable, str(out / "run.py"), str(tmp_path / "cloud.xyz"), "--json"]
     answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -25,14 +25,14 @@ def some(count: int = 3) -> np.ndarray:
 def test_names_are_matched_with_the_network(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.npz", points=some(), label=np.array(["cup", "bed", "cup"]))
     assert [i.label for i in open_clouds(path, role="evaluation").items] == [1, 0, 1]
-    source = open_clouds(path, role="evaluation", classes=("bed", "car", "cup"))
+    source = open_clouds(path, role="evaluation").for_classes(("bed", "car", "cup"))
     assert [i.label for i in source.items] == [2, 0, 2]
     assert source.classes == ("bed", "car", "cup")
     np.testing.assert_array_equal(source.read(1), some()[1].astype(np.float32))
     numbered = packed(tmp_path / "b.npz", points=some(), label=np.array([1, 0, 1]), classes=np.array(["bed", "cup"]))
-    assert [i.label for i in open_clouds(numbered, role="evaluation", classes=("cup", "bed")).items] == [0, 1, 0]
+    assert [i.label for i in open_clouds(numbered, role="evaluation").for_classes(("cup", "bed")).items] == [0, 1, 0]
     unnamed = packed(tmp_path / "c.npz", points=some(), label=np.array([1, 0, 1]))
-    assert [i.label for i in open_clouds(unnamed, role="evaluation", classes=("cup", "bed")).items] == [1, 0, 1]
+    assert [i.label for i in open_clouds(unnamed, role="evaluation").for_classes(("cup", "bed")).items] == [1, 0, 1]
 
 
 def test_folders_are_classes(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("arrays", "code"), BAD)
 def test_packed_files_that_cannot_be_used(tmp_path: Path, arrays: dict[str, Any], code: str) -> None:
     with pytest.raises(DataError) as caught:
-        open_clouds(packed(tmp_path / "a.npz", **arrays), role="evaluation", classes=("bed", "cup"))
+        open_clouds(packed(tmp_path / "a.npz", **arrays), role="evaluation").for_classes(("bed", "cup"))
     assert caught.value.code == code
     assert caught.value.hint
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgeq.diagnosis import diagnose
+from edgeq.diagnosis import diagnose, first_lowered
 
 
 def row(
@@ -69,3 +69,17 @@ def test_what_would_help(
 def test_bundles_from_before_the_split_have_no_cause() -> None:
     old = {"name": "a", "op": "linear", "mode": "static", "own_db": 12.0, "total_db": 11.0}
     assert diagnose(evidence(old), {})[0].cause == ""
+
+
+def test_a_file_far_below_its_simulation_is_no_matter_of_widths() -> None:
+    rows = [row("a", 30, 29, weights=30.0), row("b", 31, 28, weights=31.0), row("c", 32, 27, weights=32.0)]
+    found = diagnose(evidence({**rows[0], "file_db": 12.0}, {**rows[1], "file_db": 27.5}, rows[2]), {})
+    assert [d.lowered for d in found] == [True, False, False]
+    assert [d.file_db for d in found] == [12.0, 27.5, None]
+    assert "not what was planned" in found[0].advice
+    assert found[0].to_dict()["lowered"] is True
+
+
+def test_the_first_lowered_layer_is_the_one_that_runs_first() -> None:
+    assert first_lowered(["c", "b"], ["a", "b", "c"]) == "b"
+    assert first_lowered([], ["a"]) is None

@@ -15,7 +15,7 @@ from edgeq.artifact import Artifact
 from edgeq.devices.measured import Profile, Verification
 from edgeq.devices.timing import Runs
 from edgeq.errors import DeviceError, EdgeqError, InputError, InternalError
-from edgeq.history import entry, remember
+from edgeq.history import entry, remember, variant
 from edgeq.profiling import Baseline, profile_all
 
 NAMES = ("ssh://a", "local", "ssh://b", "qemu://mps2-an386")
@@ -147,6 +147,15 @@ def test_history_remembers_profiles_of_one_kind(tmp_path: Path) -> None:
     for n in range(10):
         add(20.0 + n)
     assert len(add(1.0)) == 8
+
+
+def test_variants_of_a_model_have_their_own_history() -> None:
+    manifest = {"model": {"name": "vit"}, "scheme": "static", "config": {"bits": "w8a8"}}
+    other = {**manifest, "config": {"bits": "w4a8"}}
+    names = {variant(manifest, "tflite"), variant(manifest, "openvino"), variant(other, "tflite")}
+    names.add(variant({**manifest, "scheme": "dynamic"}, "tflite"))
+    assert len(names) == 4
+    assert variant(manifest, "tflite") == "vit tflite static w8a8"
 
 
 @pytest.mark.parametrize("damage", ["file", "folder"])

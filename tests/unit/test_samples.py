@@ -63,6 +63,12 @@ def test_labels_follow_names(tmp_path: Path) -> None:
 
     swapped = source([0, 1, 1], ("a", "b")).for_classes(("b", "a"))
     assert [item.label for item in swapped.items] == [1, 0, 0]
+    some = source([0, 2, 0], ("c", "unused", "a")).for_classes(("a", "b", "c"))
+    assert [item.label for item in some.items] == [2, 0, 2], "data may show some of the classes only"
+    assert some.classes == ("a", "b", "c")
+    with pytest.raises(DataError) as caught:
+        source([0, 1], ("a", "x")).for_classes(("a", "b"))
+    assert caught.value.code == "EQ-D836"
     kept = source([0, 1], ("x", "y")).for_classes(("a", "b", "c"))
     assert [item.label for item in kept.items] == [0, 1]
     unlabelled = source([None], None)

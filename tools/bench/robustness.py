@@ -42,6 +42,8 @@ _CIFAR = ("--data", "{data}/cifar10/test.npz", "--degrade", "qrid,noise:3,blur:3
 _PHOTOS = ("--calib", "{data}/yolo/images", "--samples", "32", "--runs", "15")
 _OF_QRID = "noise_low,noise_med,blur_med,jpeg_heavy"
 _CLOUDS = ("--calib", "{data}/pointcloud/furniture_2048.npz", "--samples", "44", "--runs", "15")
+_SPEECH = ("--calib", "{data}/speech", "--data", "{data}/speech", "--runs", "5")
+_WHISPER = ("--weights", "{data}/whisper/whisper_tiny_en_fp16.pt")
 _POINTMLP = ("--weights", "{data}/pointcloud/pointmlp_elite_modelnet40.safetensors")
 CASES = {
     "vit_nano W8A8": Case(("vit_nano", "--device", "rpi", "--scheme", "integer", "--runs", "15"), _CIFAR),
@@ -58,6 +60,11 @@ CASES = {
             *(*_POINTMLP, "--data", "{data}/pointcloud/furniture_2048.npz"),
             *("--degrade", "jitter:2,thinning:3,occlusion:2,outliers:2"),
         ),
+    ),
+    "whisper tiny.en W8A8": Case(
+        ("whisper:tiny.en", "--device", "rpi", "--scheme", "dynamic", *_WHISPER, *_SPEECH),
+        (*_WHISPER, "--data", "{data}/speech", "--degrade", "white:4,babble:4,reverb:3"),
+        not_measured="other voices; static activations",
     ),
 }
 

@@ -219,6 +219,16 @@ def test_older_runtime_is_taken_when_the_new_one_is_absent(
     np.testing.assert_array_equal(LiteRtModel(tiny_float).run(image)[0], expected)
 
 
+def test_some_of_all_tensors_can_be_asked_for(tiny_int8: Path) -> None:
+    model = LiteRtModel(tiny_int8)
+    sample = [np.zeros(info.shape, np.float32) for info in model.inputs]
+    everything = model.run_all(*sample)
+    name = next(iter(everything))
+    found = model.record({name, "absent"}, *sample)
+    assert list(found) == [name]
+    np.testing.assert_array_equal(found[name], everything[name])
+
+
 def test_loading_is_silent(tiny_float: Path, capfd: pytest.CaptureFixture[str]) -> None:
     LiteRtModel(tiny_float)
     assert capfd.readouterr().err == ""

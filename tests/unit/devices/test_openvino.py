@@ -35,6 +35,14 @@ def test_results_are_those_of_numpy(tiny_openvino: Path) -> None:
     np.testing.assert_array_equal(model.run(IMAGE)[0], kept)
 
 
+def test_results_on_the_way_are_read(tiny_openvino: Path) -> None:
+    model = OpenVinoModel(tiny_openvino)
+    found = model.record({"layer/MatMul", "absent"}, IMAGE)
+    assert set(found) == {"layer/MatMul"}, "an operation that is an output is held once"
+    np.testing.assert_allclose(found["layer/MatMul"], model.run(IMAGE)[0], atol=1e-5)
+    assert model.record({"absent"}, IMAGE) == {}
+
+
 def test_execution_names_the_integer_kernel_and_the_layer(tiny_openvino: Path) -> None:
     execution = OpenVinoModel(tiny_openvino).execution()
     (product,) = [op for op in execution.ops if op.op == "FullyConnected"]

@@ -63,6 +63,15 @@ def test_results_are_those_of_numpy(tiny_onnx: Path) -> None:
     model.invoke()
 
 
+def test_tensors_on_the_way_are_read(tiny_onnx: Path) -> None:
+    model = OrtModel(tiny_onnx)
+    outputs = dict(zip([port.name for port in model.outputs], model.run(IMAGE), strict=True))
+    found = model.record({"d", "y", "absent"}, IMAGE)
+    assert set(found) == {"d", "y"}
+    np.testing.assert_allclose(found["d"], np.clip(np.rint(IMAGE / 0.02), -128, 127) * np.float32(0.02), atol=1e-6)
+    np.testing.assert_allclose(found["y"], outputs["y"], atol=1e-5)
+
+
 def test_execution_tells_integer_from_float(tiny_onnx: Path) -> None:
     execution = OrtModel(tiny_onnx).execution()
     kinds = {covered: op.integer for op in execution.ops for covered in op.covers}

@@ -129,3 +129,19 @@ def test_damaged_arrays_are_refused(field: str) -> None:
         assert caught.value.code == "EQ-D032"
     with pytest.raises(DataError):
         TensorStatistics.from_arrays({k: v for k, v in arrays.items() if k != field})
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=50), st.integers(1, 20))
+def test_an_outline_counts_every_value_once(values: list[float], bins: int) -> None:
+    statistics = TensorStatistics()
+    statistics.update(torch.tensor(values))
+    counts = statistics.outline(bins)
+    assert counts.shape == (bins,)
+    assert counts.sum() == statistics.count == len(values)
+
+
+def test_an_outline_shows_where_values_lie() -> None:
+    statistics = TensorStatistics()
+    assert TensorStatistics().outline(3).tolist() == [0, 0, 0]
+    statistics.update(torch.tensor([0.0] * 7 + [1.5] * 2 + [4.0]))
+    assert statistics.outline(4).tolist() == [7, 2, 0, 1]
