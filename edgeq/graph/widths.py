@@ -147,7 +147,7 @@ def weight_losses(
         qparams = weight_qparams(weight, problem.weights[path][bits], name=path)
         try:
             weight.copy_(dequantize(round_weights(weight, qparams, name=path), qparams))
-            return sum(_loss(loss, truth, graph(*x)) for truth, x in zip(reference, samples, strict=True))
+            return sum(worst_loss(loss, truth, graph(*x)) for truth, x in zip(reference, samples, strict=True))
         finally:
             weight.copy_(kept)
 
@@ -156,7 +156,7 @@ def weight_losses(
     return {path: value / len(samples) for (path, _), value in found.items()}
 
 
-def _loss(loss: Loss, reference: Any, outputs: Any) -> float:
+def worst_loss(loss: Loss, reference: Any, outputs: Any) -> float:
     """The largest over the outputs of the network."""
     pairs = zip(reference, outputs, strict=True)
     return max(loss(truth, output) for truth, output in pairs)

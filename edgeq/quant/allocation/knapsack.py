@@ -60,9 +60,9 @@ def ilp(
 ) -> Allocation:
     """The allocation of least score within the budgets, by integer linear programming (HiGHS).
 
-    One binary variable per choice and one choice per tensor, as in HAWQ-V3 (arXiv 2011.10680), which also limits several
-    costs at once, and AdaQuant (arXiv 2006.10518). With one budget the greedy allocation is the incumbent: the result
-    is never worse than it, and stands in when the time limit strikes first, which shows in `gap`.
+    One binary variable per choice and one choice per tensor, as in AdaQuant (arXiv 2006.10518) and HAWQ-V3 (arXiv
+    2011.10680), which limits several costs at once, too. With one budget the greedy allocation is the incumbent: the
+    result is never worse than it, and stands in when the time limit strikes first, which shows in `gap`.
 
     Args:
         choices: At least one per name.
