@@ -1,7 +1,7 @@
 """The search itself: uniform files, cost table, losses, then the best allocation built and measured until it holds.
 
-Everything that takes time is behind a `Workbench`, and every measurement is a line in a journal: what was killed goes on
-where it was. Whatever keeps the budgets and is better than what was there before is published at once.
+Everything that takes time is behind a `Workbench`, and every measurement is a line in a journal: what was killed goes
+on where it was. Whatever keeps the budgets and is better than what was there before is published at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Workbench(Protocol):
     """What builds files and measures them."""
 
     def uniforms(self) -> Sequence[Variant]:
-        """What is compared with: the reference first (the float file where there is one), then each scheme in 8 bits."""
+        """What is compared with: the reference (the float file where there is one), then each scheme in 8 bits."""
 
     def layers(self, scheme: str) -> Sequence[Layer]:
         """What is to be decided in a scheme."""
@@ -250,6 +250,9 @@ class Search:
                 continue
             trial = self._judge(variant, point)
             found.mixed.append(trial)
+            if trial.found.sqnr_db is None:  # no file of what was planned, and its cost means nothing
+                self._files.pop()
+                return
             self._correct(reference, trial)
             self._publish()
             if self._spent(trial):
