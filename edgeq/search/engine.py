@@ -172,7 +172,7 @@ class Search:
         losses = self._bench.losses(found.scheme)
         overhead = _overhead(reference, layers, self._known(reference))
         found.tradeoff = Tradeoff(layers, table, overhead, losses)
-        found.front = found.tradeoff.front(found.budgets.bytes)
+        found.front = found.tradeoff.front(found.budgets.cost, found.budgets.bytes)
         self._allocate(reference)
         found.complete = True
         if found.winner is None:
@@ -278,7 +278,7 @@ class Search:
         layers = found.tradeoff.layers
         overhead = _overhead(trial.variant, layers, trial.found)
         found.tradeoff = replace(found.tradeoff, table=self._fit(reference, layers), overhead=overhead)
-        found.front = found.tradeoff.front(found.budgets.bytes)
+        found.front = found.tradeoff.front(found.budgets.cost, found.budgets.bytes)
 
     def _judge(self, variant: Variant, expected: Point | None) -> Trial:
         return Trial(variant, expected, self._take(variant, judged=True))

@@ -34,6 +34,11 @@ class Point:
     loss: float
 
 
+def _between(low: float, high: float) -> list[float]:
+    """Budgets from one end to the other; the first a little above what it must allow, for rounding."""
+    return [low + (high - low) * max(step, 1e-9) / POINTS for step in range(POINTS + 1)]
+
+
 @dataclass(frozen=True)
 class Tradeoff:
     """Everything that an allocation depends on.
@@ -77,18 +82,28 @@ class Tradeoff:
         """The fewest bytes."""
         return self.point({layer.name: min(layer.bits, key=lambda b: layer.bytes[b]) for layer in self.layers})
 
-    def front(self, size: float | None) -> list[Point]:
-        """Points of least expected loss over a range of costs, from the cheapest on, none worse than a cheaper one."""
-        first = self.cheapest(size)
-        last = self.best(None, size)
-        if first is None or last is None:
-            return []
-        found = [first]
-        for step in range(POINTS + 1):
-            point = self.best(first.cost + (last.cost - first.cost) * step / POINTS, size)
-            if point is not None and point.loss < found[-1].loss:
+    def front(self, cost: float | None, size: float | None) -> list[Point]:
+        """Points of least expected loss over a range of costs within a size, or of sizes where no cost is limited.
+
+        From the cheapest on, each expected to lose less than those before.
+
+        Args:
+            cost: The budget; only whether there is one counts.
+            size: Largest bytes; None without limit.
+        """
+        if cost is None:
+            low, high = self.smallest(), self.best(None, None)
+            budgets = [] if high is None else _between(low.bytes, high.bytes)
+            points = [self.best(None, budget) for budget in budgets]
+        else:
+            first, last = self.cheapest(size), self.best(None, size)
+            budgets = [] if first is None or last is None else _between(first.cost, last.cost)
+            points = [self.best(budget, size) for budget in budgets]
+        found: list[Point] = []
+        for point in points:
+            if point is not None and (not found or point.loss < found[-1].loss):
                 found.append(point)
-        return found if len(found) == 1 or found[1].cost > found[0].cost else found[1:]
+        return found
 
     def _loss_of(self, layer: Layer, bits: int) -> float:
         return self.loss(layer.name, bits)

@@ -17,7 +17,7 @@ from edgeq.devices.environment import runtime_version
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.places import state_dir
 from edgeq.progress import Progress
-from edgeq.search.chart import page
+from edgeq.report import search_page
 from edgeq.search.engine import Search, summary
 from edgeq.search.problem import Budgets
 from edgeq.search.store import CostStore
@@ -90,7 +90,7 @@ def search(request: SearchRequest, device: Device, command: Sequence[str], progr
             "seconds": round(time.monotonic() - started, 1),
         }
         result = summary(work.findings, facts)
-        replace_text(out / PAGE, page(result))
+        replace_text(out / PAGE, search_page(result))
         write_json(out / f".{RESULT}", result)
         (out / f".{RESULT}").replace(out / RESULT)
         return result
