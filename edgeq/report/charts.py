@@ -113,7 +113,7 @@ def plane_chart(
     points = [*(p for line in lines for p in line.points), *((d.x, d.y) for d in dots)]
     across = nice_ticks(*_ends([x for x, _ in points] + ([] if limit is None else [limit])))
     up = nice_ticks(*_ends([y for _, y in points]))
-    right, bottom = PLANE_WIDTH - RIGHT, PLANE_HEIGHT - PLANE_BOTTOM
+    right, bottom = PLANE_WIDTH - 2 * RIGHT, PLANE_HEIGHT - PLANE_BOTTOM
 
     def x_of(x: float) -> float:
         return LEFT + (right - LEFT) * (x - across[0]) / (across[-1] - across[0])
@@ -125,8 +125,10 @@ def plane_chart(
     for tick in up:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in across:
-        parts.append(f'<text class="tick" x="{x_of(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
+    parts += [
+        f'<text class="tick" x="{x_of(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
+        for tick in across
+    ]
     middle = (LEFT + right) / 2
     parts.append(
         f'<text class="tick" x="{middle}" y="{PLANE_HEIGHT - 8}" text-anchor="middle">{escape(axes[0])}</text>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,9 +41,19 @@ def _axis(result: Mapping[str, Any]) -> tuple[str, str, float, float | None]:
     return f"million {result['unit']}", "cost", 1e6, budget["limit"] / 1e6
 
 
+def _better(files: Sequence[Mapping[str, Any]]) -> float:
+    """Decibels by which measured files are better than the sum of what their layers lose alone, rounded to nearest."""
+    pairs = [(f["fidelity"]["sqnr_db"]["median"], f["loss"]) for f in files]
+    known = [db + 10 * math.log10(loss) for db, loss in pairs if db is not None and math.isfinite(db) and loss]
+    return statistics.median(known) if known else 0.0
+
+
 def _chart(result: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> Markup:
     axis, key, divisor, limit = _axis(result)
-    expected = [(float(p[key]) / divisor, -10 * math.log10(p["loss"])) for p in result["front"] if p["loss"] > 0]
+    better = _better(files)
+    expected = [
+        (float(p[key]) / divisor, -10 * math.log10(p["loss"]) + better) for p in result["front"] if p["loss"] > 0
+    ]
     lines = [Line("expected front", "artifact", tuple(expected))] if expected else []
     shipped = None if result["winner"] is None else result["winner"]["label"]
     dots = []

@@ -404,6 +404,13 @@ def summary(found: Findings, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def expected_loss(variant: Variant, found: Findings) -> float | None:
+    """Summed loss of the layers alone; None for another scheme, and before the losses are known."""
+    if found.tradeoff is None or variant.scheme != found.scheme:
+        return None
+    return found.tradeoff.point(variant.bits).loss
+
+
 def trial_dict(trial: Trial, found: Findings) -> dict[str, Any]:
     """A judged file as JSON."""
     measured = trial.found
@@ -418,6 +425,7 @@ def trial_dict(trial: Trial, found: Findings) -> dict[str, Any]:
             "high": measured.high,
         },
         "ratio": measured.cost / found.reference,
+        "loss": expected_loss(trial.variant, found),
         "bytes": measured.bytes,
         "fidelity": {"sqnr_db": {"median": measured.sqnr_db, "worst": measured.worst_db}},
         "metric": measured.metric,
