@@ -1,6 +1,6 @@
 """`edgeq search` at several budgets: whether the winner keeps its budget, how far the table was off, what it gains.
 
-Run from the repository: `python tools/bench/search.py --data test.npz [--only NAME]`. Searches share what they measured,
+Run from the repository: `python tools/bench/search.py --data test.npz [--only NAME]`. Searches share what they measure,
 so that further budgets cost their own builds only. The result of each is one entry of `results/search.json`.
 """
 
