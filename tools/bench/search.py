@@ -52,14 +52,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="labelled test images")
     parser.add_argument("--only", help="part of the name of the cases to run")
-    parser.add_argument("--limit", type=int, default=1000, help="labelled images")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name, (case, budgets) in CASES.items():
         if options.only and options.only not in name:
             continue
         for budget in budgets:
-            command = [*case, *budget, "--data", str(options.data), "--limit", str(options.limit)]
+            command = [*case, *budget, "--data", str(options.data)]
             found[f"{name}: {' '.join(budget)}"] = run(command, budget)
             RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
             print(name, budget, json.dumps(found[f"{name}: {' '.join(budget)}"]["verdict"]))
