@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
 DOCUMENTS = (
     README,
-    *(README.parent / "docs" / name for name in ("devices.md", "methods.md", "robustness.md")),
+    *(README.parent / "docs" / name for name in ("devices.md", "methods.md", "robustness.md", "search.md")),
     *(README.parent / "docs" / "families" / f"{name}.md" for name in ("depth", "points", "whisper", "yolo")),
 )
 
@@ -434,6 +434,40 @@ def depth_grids_table() -> str:
     return "\n".join([*lines, "", f"Float {found['float']:.2f}, n={found['n']}."])
 
 
+def search_table() -> str:
+    """What a search finds beside the best uniform file that keeps the same budget, and how far its table was off."""
+    path = RESULTS / "search.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = [
+        "| search, budget | file | layers by bits | cost ratio | kB | SQNR dB, median / worst | top-1 % | predicted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for label, row in found.items():
+        if "error" in row:
+            lines.append(f"| {label} | {row['error']['message']} | | | | | | |")
+            continue
+        kept = [t for t in row["uniform"] if t["kept"] and not t["missed"] and t["scheme"] != "float"]
+        best = max(kept, key=lambda t: float(t["fidelity"]["sqnr_db"]["median"]), default=None)
+        errors = [100 * e for e in row["verdict"]["prediction_errors"]]
+        predicted = f"{min(errors):+.1f} to {max(errors):+.1f} % (n={len(errors)})" if errors else "-"
+        if best is None:
+            lines.append(f"| {label} | no uniform one keeps it | | | | | | |")
+        elif best["label"] != row["winner"]["label"]:
+            lines.append(f"| {label} | {best['label']} | {' | '.join(_searched(best))} | |")
+        lines.append(
+            f"| {label} | **{row['winner']['label']}** | {' | '.join(_searched(row['winner']))} | {predicted} |"
+        )
+    return "\n".join(lines)
+
+
+def _searched(trial: dict[str, Any]) -> list[str]:
+    """Layers, cost, size and quality of a file of a search."""
+    bits = ", ".join(f"{count} in {'float' if b == '32' else b}" for b, count in trial["bits"].items())
+    sqnr = trial["fidelity"]["sqnr_db"]
+    quality = f"{_number(sqnr['median'], 1)} / {_number(sqnr['worst'], 1)}"
+    return [bits, f"{trial['ratio']:.3f}", f"{trial['bytes'] / 1000:.0f}", quality, _number(trial["metric"], 1)]
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "cost": cost_table,
@@ -456,6 +490,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "depth_vit": partial(depth_table, "depth_vit"),
     "depth_degraded": depth_degraded_table,
     "depth_grids": depth_grids_table,
+    "search": search_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 
