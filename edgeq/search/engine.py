@@ -205,31 +205,35 @@ class Search:
             self._publish()
 
     def _measure_costs(self, reference: Variant, layers: Sequence[Layer]) -> CostTable:
-        """The table; each group of equal layers is freed at a time, unless an earlier search has done that."""
+        """The table; each group of equal layers is freed at a time, unless a search of another model has done that."""
         if self._known(reference).layers:
             return self._fit(reference, layers)
         groups: dict[str, list[Layer]] = {}
         for layer in layers:
-            if FLOAT in layer.bits and (layer.shape, FLOAT) not in self._store.known:
+            if FLOAT in layer.bits:
                 groups.setdefault(layer.shape, []).append(layer)
+        known, probed = self._store.of(reference.scheme), []
         largest = sorted(groups.values(), key=lambda g: -sum(n.macs for n in g))[:PROBED]
         for number, group in enumerate(largest, 1):
-            if self._late("the other layers' costs are estimates from their multiplications"):
-                break
             bits = {**reference.bits, **{layer.name: FLOAT for layer in group}}
             label = f"cost of {group[0].kind} {number} of {len(largest)}"
-            self._take(Variant(label, reference.scheme, bits, "probe"), judged=False)
+            variant = Variant(label, reference.scheme, bits, "probe")
+            if (group[0].shape, FLOAT) in known and _entry(variant, judged=False) not in self._journal:
+                continue
+            if self._late("the other layers' costs are estimates from their multiplications"):
+                break
+            self._take(variant, judged=False)
+            probed.append(group[0])
         table = self._fit(reference, layers)
-        probed = {(layer.shape, FLOAT): layer.name for group in largest for layer in group}
-        if largest:
-            self._store.keep({cell: table.layer(name, FLOAT) for cell, name in probed.items()})
+        if probed:
+            self._store.keep(reference.scheme, {(n.shape, FLOAT): table.layer(n.name, FLOAT) for n in probed})
         return table
 
     def _fit(self, reference: Variant, layers: Sequence[Layer]) -> CostTable:
         if self._known(reference).layers:
             return counted_table(reference, self._files)
         files = [(v, m) for v, m in self._files if v.scheme in (reference.scheme, FLOAT_FILE)]
-        return fitted_table(layers, reference, files, self._store.known)
+        return fitted_table(layers, reference, files, self._store.of(reference.scheme))
 
     def _allocate(self, reference: Variant) -> None:
         """Allocate, build, measure, correct the table, until the best file is built or the builds are spent."""
@@ -285,7 +289,7 @@ class Search:
 
     def _take(self, variant: Variant, judged: bool) -> Measured:
         """What the journal knows of a variant, or else the device."""
-        name = ("judged" if judged else "cost") + f" {variant.key}", 0
+        name = _entry(variant, judged)
         if name not in self._journal:
             with self._progress.step(f"measure {variant.label}"):
                 self._journal[name] = self._bench.measure(variant, judged).to_dict()
@@ -345,6 +349,11 @@ class Search:
             f"{least / found.reference:.2f} of the reference"
         )
         return GateError(message, code="EQ-G880", hint=f"--budget-{found.budgets.unit} {shown}")
+
+
+def _entry(variant: Variant, judged: bool) -> tuple[str, int]:
+    """Name of a measurement in the journal."""
+    return ("judged" if judged else "cost") + f" {variant.key}", 0
 
 
 def figure(value: float, unit: str) -> str:

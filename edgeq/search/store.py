@@ -22,15 +22,15 @@ class CostStore:
 
     Args:
         path: File.
-        device: What the file must be about: device, runtime, unit, scheme.
-        known: By shape and width.
+        device: What the file must be about: device, runtime, format, threads.
+        known: By scheme, shape and width.
         measured_at: When they were last written, UTC; empty before.
         damaged: Why a file that is there was not used; empty where it was, or where there is none.
     """
 
     path: Path
     device: str
-    known: dict[tuple[str, int], float] = field(default_factory=dict)
+    known: dict[tuple[str, str, int], float] = field(default_factory=dict)
     measured_at: str = ""
     damaged: str = ""
 
@@ -47,7 +47,7 @@ class CostStore:
             data = json.loads(path.read_bytes())
             if data["schema"] != SCHEMA or data["device"] != device:
                 raise ValueError("it is of another device or another version")
-            known = {(str(shape), int(bits)): float(value) for shape, bits, value in data["costs"]}
+            known = {(str(s), str(n), int(b)): float(value) for s, n, b, value in data["costs"]}
             if not all(map(math.isfinite, known.values())):
                 raise ValueError("a cost is not finite")
             return cls(path, device, known, str(data["measured_at"]))
@@ -56,11 +56,15 @@ class CostStore:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return cls(path, device, damaged=f"{type(error).__name__}: {error}")
 
-    def keep(self, costs: Mapping[tuple[str, int], float]) -> bool:
+    def of(self, scheme: str) -> dict[tuple[str, int], float]:
+        """What is known of layers in a scheme, by shape and width."""
+        return {(shape, bits): value for (s, shape, bits), value in self.known.items() if s == scheme}
+
+    def keep(self, scheme: str, costs: Mapping[tuple[str, int], float]) -> bool:
         """Add or replace costs, on disk too; False where the disk refuses, which costs time later and nothing else."""
-        self.known |= costs
+        self.known |= {(scheme, *cell): value for cell, value in costs.items()}
         self.measured_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        rows = [[shape, bits, value] for (shape, bits), value in sorted(self.known.items())]
+        rows = [[*cell, value] for cell, value in sorted(self.known.items())]
         data = {"schema": SCHEMA, "device": self.device, "measured_at": self.measured_at, "costs": rows}
         aside: Path | None = None
         try:

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
         (
             ("--budget-kb", "1000", "--budget-ratio", "1.1"),
             ("--budget-kb", "900", "--budget-ratio", "1.1"),
+            ("--budget-kb", "900", "--budget-ratio", "1.25"),
             ("--budget-kb", "800", "--budget-ratio", "1.15"),
             ("--budget-kb", "700", "--budget-ratio", "1.2"),
         ),

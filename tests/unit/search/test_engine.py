@@ -66,7 +66,7 @@ def test_costs_known_by_shape_are_not_probed_again(tmp_path: Path) -> None:
     first, second = FakeBench(), FakeBench()
     searching(first, Budgets(0.5, "ratio"), tmp_path).run()
     work = searching(second, Budgets(0.5, "ratio"), tmp_path / "other")
-    work._store.known.update({(f"linear {w}", FLOAT): 3.0 * w for w in SHAPES.values()})
+    work._store.known.update({("static", f"linear {w}", FLOAT): 3.0 * w for w in SHAPES.values()})
     found = work.run()
     assert any(label.startswith("cost of") for label in first.measured)
     assert not any(label.startswith("cost of") for label in second.measured)

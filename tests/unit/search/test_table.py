@@ -51,8 +51,9 @@ def test_without_probes_costs_follow_the_multiplications() -> None:
 def test_costs_are_kept_by_device() -> None:
     store = CostStore.open("some-key", "board | runtime")
     assert store.known == {} and store.damaged == ""
-    assert store.keep({("linear 2x3", 8): 1.5})
-    assert CostStore.open("some-key", "board | runtime").known == {("linear 2x3", 8): 1.5}
+    assert store.keep("static", {("linear 2x3", 8): 1.5})
+    again = CostStore.open("some-key", "board | runtime")
+    assert again.of("static") == {("linear 2x3", 8): 1.5} and again.of("dynamic") == {} and again.measured_at
     assert CostStore.open("some-key", "another board").known == {}
     store.forget()
     assert CostStore.open("some-key", "board | runtime").known == {}
@@ -68,16 +69,16 @@ def test_a_damaged_store_is_an_empty_one_that_says_so(text: str) -> None:
     store.path.write_bytes(text.encode("latin-1"))
     found = CostStore.open("damaged", "d")
     assert found.known == {} and found.damaged
-    assert found.keep({("a", 8): 1.0}) and CostStore.open("damaged", "d").damaged == ""
+    assert found.keep("static", {("a", 8): 1.0}) and CostStore.open("damaged", "d").damaged == ""
 
 
 def test_costs_that_are_no_numbers_are_damage() -> None:
     store = CostStore.open("nan", "d")
-    store.keep({("a", 8): float("nan")})
+    store.keep("static", {("a", 8): float("nan")})
     assert CostStore.open("nan", "d").damaged
 
 
 def test_a_disk_that_refuses_is_no_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert not CostStore(blocked / "costs.json", "d").keep({("a", 8): 1.0})
+    assert not CostStore(blocked / "costs.json", "d").keep("static", {("a", 8): 1.0})
