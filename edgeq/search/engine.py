@@ -153,6 +153,7 @@ class Search:
         self._bench, self._store, self._progress, self._builds = bench, store, progress, builds
         self._journal = Journal(SCHEMA, key, journal)
         self._published = published
+        self._fresh = self._due = False
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
         self._files: list[tuple[Variant, Measured]] = []
 
@@ -174,6 +175,7 @@ class Search:
         found.tradeoff = Tradeoff(layers, table, overhead, losses)
         found.front = found.tradeoff.front(found.budgets.cost, found.budgets.bytes)
         self._allocate(reference)
+        self._settle()
         found.complete = True
         if found.winner is None:
             raise self._infeasible()
@@ -290,7 +292,9 @@ class Search:
     def _take(self, variant: Variant, judged: bool) -> Measured:
         """What the journal knows of a variant, or else the device."""
         name = _entry(variant, judged)
-        if name not in self._journal:
+        self._fresh = name not in self._journal
+        if self._fresh:
+            self._settle()
             with self._progress.step(f"measure {variant.label}"):
                 self._journal[name] = self._bench.measure(variant, judged).to_dict()
         measured = Measured.from_dict(self._journal[name]).beside(self.findings.reference)
@@ -305,8 +309,16 @@ class Search:
         best = self.findings.best()
         before = self.findings.winner
         if best is not None and (before is None or best.variant.key != before.variant.key):
-            self._bench.publish(best.variant)
             self.findings.winner = best
+            self._due = True
+        if self._fresh:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Publish what is due: what was measured just now at once, what the journal knows before time is spent next."""
+        if self._due and self.findings.winner is not None:
+            self._bench.publish(self.findings.winner.variant)
+            self._due = False
             self._published()
 
     def _late(self, consequence: str) -> bool:

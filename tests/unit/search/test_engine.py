@@ -62,6 +62,14 @@ def test_another_budget_measures_its_own_files_only(tmp_path: Path) -> None:
     assert found.winner is not None and found.winner.found.cost <= 0.7 * bench.float_cost
 
 
+def test_what_the_journal_knows_is_published_once(tmp_path: Path) -> None:
+    searching(FakeBench(), Budgets(0.5, "ratio"), tmp_path).run()
+    again = FakeBench()
+    found = searching(again, Budgets(0.5, "ratio"), tmp_path).run()
+    assert found.winner is not None and again.measured == []
+    assert [v.key for v in again.published] == [found.winner.variant.key]
+
+
 def test_costs_known_by_shape_are_not_probed_again(tmp_path: Path) -> None:
     first, second = FakeBench(), FakeBench()
     searching(first, Budgets(0.5, "ratio"), tmp_path).run()
