@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgeq.cache import cache_key
 from edgeq.config import ExportConfig
 from edgeq.devices.attached import Described, Device
 from edgeq.devices.environment import runtime_version
-from edgeq.errors import EdgeqError, UsageError
+from edgeq.errors import UsageError
 from edgeq.places import state_dir
 from edgeq.progress import Progress
 from edgeq.report import search_page
@@ -26,6 +26,19 @@ from edgeq.session import Job, Stages, prepare
 
 BEST, RESULT, PAGE, FILES = "best", "search.json", "search.html", ".files"
 """In the folder of a search: the bundle, what was found, the same as a page, and built files while it lasts."""
+
+DECIDED: Mapping[str, Any] = {
+    "bits": "w8a8",
+    "keep_float": "auto",
+    "narrow": None,
+    "budget_kb": None,
+    "budget_minutes": None,
+    "learn_steps": None,
+    "compare": None,
+    "dry_run": False,
+    "force": False,
+}
+"""Settings of an export that a search decides about, or has no use for, whatever `edgeq.toml` says."""
 
 
 @dataclass(frozen=True)
@@ -69,44 +82,52 @@ def search(request: SearchRequest, device: Device, command: Sequence[str], progr
         EdgeqError: Whatever stops a build or the device; the best so far stays, and the same command goes on.
     """
     started = time.monotonic()
+    request = replace(request, config=replace(request.config, **DECIDED))
     out = prepare_folder(request)
     identity = identity_of(device)
     stages = Stages(progress)
     job = open_job(request, out, stages)
     key, store = recall(request, job, identity)
-    command = tuple(command)
-    narrow = request.budgets.kb is not None
-    bench = DeviceBench(job, device, narrow, out / FILES, out / BEST, command, stages)
+    bench = DeviceBench(job, device, request.budgets.kb is not None, out / FILES, out / BEST, command, stages)
     journal = state_dir() / "search" / f"{key}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> dict[str, Any]:
-        facts = {
-            "model": job.name,
-            "target": job.first.target.name,
-            "device": identity,
-            "table": {"device": identity["device"], "measured_at": store.measured_at, "runtime": identity["runtime"]},
-            "artifact": str(request.out / BEST),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        result = summary(work.findings, facts)
-        replace_text(out / PAGE, search_page(result))
-        write_json(out / f".{RESULT}", result)
-        (out / f".{RESULT}").replace(out / RESULT)
+        table = {"device": identity["device"], "measured_at": store.measured_at, "runtime": identity["runtime"]}
+        seconds = round(time.monotonic() - started, 1)
+        facts = {"model": job.name, "target": job.first.target.name, "artifact": str(request.out / BEST)}
+        result = summary(work.findings, {**facts, "device": identity, "table": table, "seconds": seconds})
+        write_result(out, result)
         return result
 
     work = Search(bench, request.budgets, journal, key, store, progress, request.builds, request.minutes, write)
     try:
         work.run()
-    except EdgeqError as error:
+    except BaseException:
         if work.findings.uniform:
             write()
-        if error.exit_code != 1 and work.findings.winner is not None:
-            progress.say(f"the best so far is in {request.out / BEST}; the same command goes on from here")
+        if (out / BEST).is_dir():
+            mine = work.findings.winner is not None
+            said = (
+                "the best so far; the same command goes on" if mine else "what an earlier search found for its budget"
+            )
+            progress.say(f"{request.out / BEST} is {said}")
         raise
     result = write()
     shutil.rmtree(out / FILES, ignore_errors=True)
     return result
+
+
+def write_result(out: Path, result: Mapping[str, Any]) -> None:
+    """Replace the page and the JSON of a search, each at once."""
+    for name, write in ((PAGE, _write_page), (RESULT, write_json)):
+        aside = out / f".{name}"
+        write(aside, result)
+        aside.replace(out / name)
+
+
+def _write_page(path: Path, result: Mapping[str, Any]) -> None:
+    path.write_text(search_page(result), encoding="utf-8")
 
 
 def prepare_folder(request: SearchRequest) -> Path:
@@ -179,10 +200,3 @@ def recall(request: SearchRequest, job: Job, identity: dict[str, Any]) -> tuple[
         store.forget()
         (state_dir() / "search" / f"{key}.jsonl").unlink(missing_ok=True)
     return key, store
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file aside and put it in place at once."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
