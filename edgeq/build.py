@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,21 @@ from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
 from edgeq.graph.legalize import Legalized, legalize
 from edgeq.graph.placement import Placement, weight_of
 from edgeq.graph.solve import Rounding
-from edgeq.graph.widths import NARROW, WidthChoice, choose_widths, prediction_loss, relative_error, weight_losses
+from edgeq.graph.widths import (
+    NARROW,
+    WIDE,
+    Damage,
+    Loss,
+    Study,
+    WidthChoice,
+    choose_widths,
+    largest,
+    prediction_loss,
+    relative_error,
+    share_budget,
+    weight_losses,
+)
+from edgeq.models.base import Sensitive
 from edgeq.recipe import Recipe, place_scheme, width_problem
 from edgeq.session import SOLVED, Fitted, Session, Stages, batches_of, data_key, recipe_of, schemes
 from edgeq.spec import QuantConfig
@@ -31,6 +46,9 @@ TRIED = 16  # calibration samples that widths are tried on
 FREED_ON = 2  # calibration samples on which operations are tried in float
 OTHER_WORK = "EQ-U284"
 """A checkpoint that cannot be continued."""
+
+_LOSSES: Mapping[bool, Loss] = {True: prediction_loss, False: relative_error}
+"""Of the outputs of a classifier, and of others."""
 
 LEARNABLE = ("static", "integer")
 """Schemes with grids that are known before the network runs."""
@@ -130,36 +148,96 @@ def _with_islands(
 def _narrowed(
     session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path, stages: Stages
 ) -> tuple[WidthChoice, Recipe]:
-    """Which weights get 4 bits within the budget, and the recipe that says so.
+    """Which weights get 4 bits within the budget, and the recipe that says so."""
+    study, readers = _study(session, scheme, recipe, fitted, scratch, stages)
+    choice = choose_widths(study.graph, study.problem, study.losses)
+    layers = tuple(name for path in choice.narrow for name in readers[path])
+    return choice, replace(recipe, precision=replace(recipe.precision, narrow=layers))
+
+
+def share_bytes(sessions: Mapping[str, Session], scratch: Path, stages: Stages) -> dict[str, Session]:
+    """Of several networks within one budget of bytes, each with its share: the one that the best widths of all need.
+
+    Widths by a few recordings of one person under a budget are the idea of myQASR (Fish, Michieli, Ozay 2023, arXiv
+    2307.12659, section 3); deviations: widths are 4 and 8, sensitivity is what each weight alone does to the
+    predicted tokens, not the median of activations, and an integer program picks the set.
+
+    Args:
+        sessions: By name of the network.
+        scratch: Folder for files.
+        stages: Takes the time.
+
+    Raises:
+        UsageError: EQ-U332 where the budget cannot be kept.
+    """
+    first = next(iter(sessions.values()))
+    if first.config.bits != MIXED or len(sessions) == 1:
+        return dict(sessions)
+    assert first.config.budget_kb is not None
+    studies = {}
+    for name, session in sessions.items():
+        scheme, *_ = schemes(session.config, session.target, session.exporter, session.adapter.loaded)
+        recipe = recipe_of(session.config, session.adapter, scheme)
+        own = (session.fitted[recipe.transform], scratch / name, stages.of(name))
+        studies[name] = _study(session, scheme, recipe, *own)[0]
+    budget = 1000 * first.config.budget_kb
+    shares = {name: choice.expected_bytes for name, choice in share_budget(studies, budget).items()}
+    spare = (budget - sum(shares.values())) / len(shares)
+    return {
+        name: replace(session, config=replace(session.config, budget_kb=(shares[name] + spare) / 1000))
+        for name, session in sessions.items()
+    }
+
+
+def _study(
+    session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path, stages: Stages
+) -> tuple[Study, dict[str, list[str]]]:
+    """What 4 bits do to each weight, and the layers that read it; asked for again, the size comes from the last time.
 
     What was tried is kept, so that another budget or an interrupted run finds it.
     """
     config, graph = session.config, fitted.graph
     assert config.budget_kb is not None
-    with stages.step(f"size of {scheme}"):  # what a converter adds to the weights only its file tells
-        wide, _ = candidates.build(
-            graph, session.exporter, scheme, recipe, fitted.statistics, Rounding(), (), scratch / f"{scheme}-wide"
-        )
-    problem, readers = width_problem(
-        graph, session.exporter, scheme, recipe.precision, wide.bytes, 1000 * config.budget_kb
-    )
-    classifier = session.adapter.loaded.classes is not None
+    if scheme not in session.sizes:
+        with stages.step(f"size of {scheme}"):  # what a converter adds to the weights only its file tells
+            session.sizes[scheme] = _sizes(session, scheme, recipe, fitted, scratch)
+    wide, narrow = session.sizes[scheme]
+    budget = 1000 * config.budget_kb
+    problem, readers = width_problem(graph, session.exporter, scheme, recipe.precision, wide, budget, narrow)
+    adapter = session.adapter
+    classifier = adapter.loaded.classes is not None
     offered = {path: sorted(specs) for path, specs in problem.weights.items()}
-    key = _key(session, graph, sorted(problem.weights), TRIED, classifier, offered)
+    key = _key(session, graph, sorted(problem.weights), TRIED, classifier, offered, isinstance(adapter, Sensitive))
     folder = work_folder("widths")
     with stages.step("try widths", sum(NARROW in specs for specs in problem.weights.values())) as advance:
         losses = weight_losses(
             graph,
             problem,
             list(batches_of(session.samples, TRIED, degraded=True)()),
-            prediction_loss if classifier else relative_error,
+            _damage(adapter) if isinstance(adapter, Sensitive) else largest(_LOSSES[classifier]),
             journal=None if folder is None else folder / f"{key}.jsonl",
             key=key,
             advance=advance,
         )
-    choice = choose_widths(graph, problem, losses)
-    layers = tuple(name for path in choice.narrow for name in readers[path])
-    return choice, replace(recipe, precision=replace(recipe.precision, narrow=layers))
+    return Study(graph, problem, losses), readers
+
+
+def _sizes(session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path) -> tuple[int, int]:
+    """Bytes of the file with all weights in 8 bits, and with those in 4 that can be."""
+    found = []
+    for bits in (WIDE, NARROW):
+        own = replace(recipe, precision=replace(recipe.precision, weight_bits=bits))
+        folder = scratch / f"{scheme}-{bits}"
+        built, _ = candidates.build(
+            fitted.graph, session.exporter, scheme, own, fitted.statistics, Rounding(), (), folder
+        )
+        found.append(built.bytes)
+    return found[0], found[1]
+
+
+def _damage(adapter: Sensitive) -> Damage:
+    """What the family knows of outputs, of tensors."""
+    return lambda reference, outputs: adapter.damage([t.numpy() for t in reference], [t.numpy() for t in outputs])
 
 
 def _learning(session: Session, scheme: str, stages: Stages) -> Learn | None:

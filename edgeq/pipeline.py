@@ -15,7 +15,7 @@ from torch import fx
 
 from edgeq import candidate as candidates
 from edgeq.artifact import check_out, staged
-from edgeq.build import build_scheme
+from edgeq.build import build_scheme, share_bytes
 from edgeq.bundle import BundleParts, Choice, write_bundle
 from edgeq.candidate import Candidate
 from edgeq.compare import Comparison, Contender, Inputs, compare
@@ -80,6 +80,7 @@ def export(config: ExportConfig, command: Sequence[str], progress: Progress) -> 
         scratch = folder / SCRATCH
         scratch.mkdir()
         job = prepare(config, scratch, stages)
+        job = replace(job, sessions=share_bytes(job.sessions, scratch, stages))
         measured = {name: build_all(s, scratch / name, stages.of(name)) for name, s in job.sessions.items()}
         choice = choose(job, measured, stages)
         rivals = compare_with_peers(job, choice.shipped[""], scratch, stages) if config.compare else None

@@ -20,7 +20,7 @@ from edgeq import candidate as candidates
 from edgeq.cache import calibration_key, load, store
 from edgeq.candidate import Arrays
 from edgeq.config import ExportConfig
-from edgeq.config_keys import split_bits
+from edgeq.config_keys import MIXED, split_bits
 from edgeq.data import Source
 from edgeq.devices import get_target, open_model
 from edgeq.devices.base import Target
@@ -94,6 +94,7 @@ class Session:
     reference: list[Arrays]
     threads: int
     part: str = ""
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # by scheme, of 8 and of 4 bits, once known
 
     @property
     def floor_db(self) -> float:
@@ -169,7 +170,8 @@ def require_simple(config: ExportConfig, model: Composite) -> None:
     Raises:
         UsageError: EQ-U700 naming the option.
     """
-    asked = {name: getattr(config, name) for name in ("budget_kb", "budget_minutes", "learn_steps", "compare")}
+    one = ("budget_minutes", "learn_steps", "compare")
+    asked = {name: getattr(config, name) for name in (one if config.bits == MIXED else ("budget_kb", *one))}
     names = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value]
     if names:
         raise UsageError(

@@ -172,6 +172,17 @@ class Guarded(Protocol):
         """Why a quantized network's outputs on held-out samples are useless beside the float ones; empty if not."""
 
 
+@runtime_checkable
+class Sensitive(Protocol):
+    """A network of which the family knows what its outputs do to the results of the whole model."""
+
+    def damage(self, reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> float:
+        """How much worse results are with `outputs` than with `reference`, those of the float network.
+
+        0 where they agree; of small independent changes, about the sum. The networks of one model speak of the same.
+        """
+
+
 @dataclass(frozen=True)
 class Portrait:
     """What networks make of one sample, as people see it: in words, and drawn where that can be."""

@@ -27,6 +27,7 @@ from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portr
 from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.models.whisper_networks import Dimensions, build_networks
 from edgeq.models.whisper_text import Heard, compare_texts, same_text, settings_of, word_error_rate
+from edgeq.quant.sensitivity import kl_divergence
 
 Samples = NDArray[np.float32]
 Arrays = tuple[NDArray[Any], ...]
@@ -37,6 +38,9 @@ AUTO = ("dynamic",)
 
 FLOOR_DB = 10.0
 """8-bit weights alone leave 20 dB of the logits, of which most is common to all tokens and no word depends on it."""
+
+HEARD = 6
+"""Tokens of a recording by which changes of the encoder are judged: with more, trying its weights takes minutes."""
 
 RESAMPLES = 2000
 METRIC = Metric("WER", "%", word_error_rate, higher_is_better=False, alike=same_text, resamples=RESAMPLES, record=Heard)
@@ -63,9 +67,17 @@ class Part:
 class EncoderPart(Part):
     """The encoder: the first window of a recording is its input."""
 
+    decoder: DecoderPart
+
     def __init__(self, loaded: LoadedModel, mels: int) -> None:
         super().__init__(loaded)
         self.mels = mels
+
+    def damage(self, reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> float:
+        """Divergence of the first tokens that the decoder expects, given those before them, averaged over tokens."""
+        tokens = self.decoder.tokens(reference)[:HEARD]
+        exact, found = (self.decoder.logits(cross, tokens) for cross in (reference, outputs))
+        return kl_divergence(torch.from_numpy(exact), torch.from_numpy(found))
 
     def inputs(self, sample: Samples) -> Arrays:
         """Log-mel spectrogram and positions of the first window."""
@@ -79,6 +91,29 @@ class DecoderPart(Part):
         super().__init__(loaded)
         self.encoder, self.settings = encoder, settings
         self._texts: dict[bytes, tuple[int, ...]] = {}
+        encoder.decoder = self
+
+    def damage(self, reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> float:
+        """Divergence of the token that is expected."""
+        return kl_divergence(torch.from_numpy(reference[0]), torch.from_numpy(outputs[0]))
+
+    def run(self, *arrays: NDArray[Any]) -> Arrays:
+        """The float network."""
+        return run_graph(self.loaded.graph, *arrays)
+
+    def tokens(self, cross: Sequence[NDArray[Any]]) -> tuple[int, ...]:
+        """What the float network makes of an encoded window; kept, as every pass over the data asks for it."""
+        key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in cross[:2])).digest()
+        if key not in self._texts:
+            driver = Transcriber(self.settings, lambda *_: tuple(cross), self.run)
+            self._texts[key] = driver.decode(tuple(cross), 0.0, None).tokens
+        return self._texts[key]
+
+    def logits(self, cross: Sequence[NDArray[Any]], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """What the float network expects after the prompt and after each token but the last: `(tokens, vocabulary)`."""
+        state = Cache(self.settings)
+        found = [state.step(self.run, token, cross) for token in (*self.settings.prompt, *tokens[:-1])]
+        return np.stack(found[len(self.settings.prompt) - 1 :]).astype(np.float32)
 
     def inputs(self, sample: Samples) -> Arrays:
         """What the decoder reads in the middle of the text."""
@@ -88,19 +123,11 @@ class DecoderPart(Part):
     def steps(self, sample: Samples) -> Iterator[Arrays]:
         """What the decoder reads at each token of the first window."""
         cross = run_graph(self.encoder.loaded.graph, *self.encoder.inputs(sample))
-
-        def decoder(*arrays: NDArray[Any]) -> Arrays:
-            return run_graph(self.loaded.graph, *arrays)
-
-        key = hashlib.sha256(sample.tobytes()).digest()
-        if key not in self._texts:  # asked for by every pass over the calibration data
-            driver = Transcriber(self.settings, lambda *_: cross, decoder)
-            self._texts[key] = driver.decode(cross, 0.0, None).tokens
-        tokens, state = self._texts[key], Cache(self.settings)
-        for token in (*self.settings.prompt, *tokens):
+        state = Cache(self.settings)
+        for token in (*self.settings.prompt, *self.tokens(cross)):
             read = state.inputs(token, cross)
             yield tuple(a if any(a is c for c in cross) else a.copy() for a in read)
-            state.step(decoder, token, cross)
+            state.step(self.run, token, cross)
 
 
 class WhisperAdapter:

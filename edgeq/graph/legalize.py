@@ -27,9 +27,12 @@ from edgeq.graph.solve import Rounding, Solved, apply_solved, solve_weights
 from edgeq.graph.transforms.parameters import parameter
 from edgeq.quant.ranges import choose_range
 from edgeq.quant.statistics import TensorStatistics
-from edgeq.quant.uniform import qparams_from_range
+from edgeq.quant.uniform import group_shape, qparams_from_range, quantize
 from edgeq.quant.weights import cover_bias, round_weights, weight_qparams
-from edgeq.spec import PerChannel, QParams, QuantConfig, QuantPlan, QuantSpec, TensorPlan, codes_hash
+from edgeq.spec import PerChannel, PerGroup, QParams, QuantConfig, QuantPlan, QuantSpec, TensorPlan, codes_hash
+
+WEIGHT_PATH = "edgeq_weight"
+"""Where the meta data of a node of the emission says which weight it stands for, if its first operand does not."""
 
 _SCALAR_KINDS = frozenset({"add", "sub", "mul"})
 _Q_TENSOR = torch.ops.quantized_decomposed.quantize_per_tensor.default
@@ -271,7 +274,9 @@ def _insert_weight_grids(graph: fx.GraphModule, placement: Placement, plan: Quan
             _pick_codes(graph, node, plan.tensors[attribute].uniform, attribute)
             continue
         if attribute not in pairs:
-            pairs[attribute] = _pair_per_channel(graph, source, plan.tensors[attribute].uniform, attribute)
+            qparams = plan.tensors[attribute].uniform
+            insert = _scale_groups if isinstance(qparams.spec.granularity, PerGroup) else _pair_per_channel
+            pairs[attribute] = insert(graph, source, qparams, attribute)
         node.update_arg(1, pairs[attribute])
 
 
@@ -282,11 +287,12 @@ def _pick_codes(graph: fx.GraphModule, node: fx.Node, qparams: QParams, attribut
     file stores both once.
     """
     table, stem = fetch(graph, attribute), attribute.replace(".", "_")
-    scale = torch.from_numpy(qparams.scale).reshape(-1, 1).expand(len(table), 1).contiguous()
+    columns = qparams.scale.shape[1] if isinstance(qparams.spec.granularity, PerGroup) else 1
+    scale = torch.from_numpy(qparams.scale).reshape(-1, columns).expand(len(table), columns).contiguous()
     rows = node.args[1]
     assert isinstance(rows, fx.Node)
     shape = list(node.meta["val"].shape)
-    graph.register_buffer(f"{stem}_codes", (table / scale).round().to(torch.int8))
+    graph.register_buffer(f"{stem}_codes", quantize(table, qparams).to(torch.int8))
     graph.register_buffer(f"{stem}_rows", scale)
     aten = torch.ops.aten
     with graph.graph.inserting_before(node):
@@ -297,12 +303,35 @@ def _pick_codes(graph: fx.GraphModule, node: fx.Node, qparams: QParams, attribut
             graph.graph.call_function(aten.index_select.default, (t, 0, rows)) for t in (codes, scales)
         ]
         picked[0] = graph.graph.call_function(aten._to_copy.default, (picked[0],), {"dtype": torch.float32})
-        if len(shape) != 2:
-            wanted = (shape, [*shape[:-1], 1])
+        grouped = [*shape[:-1], columns, shape[-1] // columns] if columns > 1 else shape
+        if len(grouped) != 2:
+            wanted = (grouped, [*grouped[:-1], 1])
             picked = [
                 graph.graph.call_function(aten.reshape.default, (p, s)) for p, s in zip(picked, wanted, strict=True)
             ]
-    node.target, node.args, node.kwargs = aten.mul.Tensor, tuple(picked), {}
+        if columns > 1:
+            picked = [graph.graph.call_function(aten.mul.Tensor, tuple(picked)), shape]
+    node.target = aten.reshape.default if columns > 1 else aten.mul.Tensor
+    node.args, node.kwargs = tuple(picked), {}
+
+
+def _scale_groups(graph: fx.GraphModule, source: fx.Node, qparams: QParams, attribute: str) -> fx.Node:
+    """The codes of a weight times the scales of its groups: there is no quantize/dequantize operation for groups."""
+    weight, stem = fetch(graph, attribute), attribute.replace(".", "_")
+    shape = group_shape(weight.shape, weight[0].numel() // qparams.scale.shape[1])
+    graph.register_buffer(f"{stem}_groups", quantize(weight, qparams).to(torch.int8).reshape(shape))
+    graph.register_buffer(f"{stem}_group_scale", torch.from_numpy(qparams.scale)[..., None].contiguous())
+    aten = torch.ops.aten
+    with graph.graph.inserting_before(source):
+        codes, scale = graph.graph.get_attr(f"{stem}_groups"), graph.graph.get_attr(f"{stem}_group_scale")
+    with graph.graph.inserting_after(source):
+        reals = graph.graph.call_function(aten._to_copy.default, (codes,), {"dtype": torch.float32})
+    with graph.graph.inserting_after(reals):
+        scaled = graph.graph.call_function(aten.mul.Tensor, (reals, scale))
+    with graph.graph.inserting_after(scaled):
+        result: fx.Node = graph.graph.call_function(aten.reshape.default, (scaled, list(weight.shape)))
+    result.meta |= {"val": weight, WEIGHT_PATH: attribute}
+    return result
 
 
 def _pair_per_channel(graph: fx.GraphModule, source: fx.Node, qparams: QParams, attribute: str) -> fx.Node:

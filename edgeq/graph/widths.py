@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ from edgeq.quant.allocation import Allocation, Choice, ilp, weight_bytes
 from edgeq.quant.sensitivity import kl_divergence, measured
 from edgeq.quant.uniform import dequantize
 from edgeq.quant.weights import round_weights, weight_qparams
-from edgeq.spec import QuantSpec
+from edgeq.spec import PerGroup, QuantSpec
 
 NARROW, WIDE = 4, 8
 
 Sample = tuple[Tensor, ...]
 Loss = Callable[[Tensor, Tensor], float]
 """`(reference, test) -> loss`, 0 where they agree."""
+
+Damage = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
+"""The same for all outputs of a network together."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,28 @@ class WidthProblem:
         weights: Spec of each weight in 8 and in 4 bits by its attribute path; only 8 where it must stay so.
         overhead: Bytes of the file that are not codes and scales of these weights.
         budget: Largest size of the file in bytes.
+        extra: Bytes that the file needs besides for a narrow weight, for an operation that widens it, say.
     """
 
     weights: Mapping[str, Mapping[int, QuantSpec]]
     overhead: float
     budget: float
+    extra: float = 0.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is known of a network before its widths are decided.
+
+    Args:
+        graph: Float graph.
+        problem: Weights and overhead.
+        losses: From `weight_losses`.
+    """
+
+    graph: fx.GraphModule
+    problem: WidthProblem
+    losses: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -89,28 +109,62 @@ def choose_widths(graph: fx.GraphModule, problem: WidthProblem, losses: Mapping[
     Raises:
         UsageError: EQ-U332 where even the narrowest weights do not fit.
     """
-    least = problem.overhead + sum(weight_cost(fetch(graph, p), min(specs)) for p, specs in problem.weights.items())
-    if least > problem.budget:
+    return share_budget({"": Study(graph, problem, losses)}, problem.budget)[""]
+
+
+def share_budget(studies: Mapping[str, Study], budget: float) -> dict[str, WidthChoice]:
+    """The best widths of several networks, by name, whose files fit a budget together.
+
+    Args:
+        studies: The networks; losses of all are of the same kind.
+        budget: Largest size of all files in bytes.
+
+    Raises:
+        UsageError: EQ-U332 where even the narrowest weights do not fit.
+    """
+    overhead = sum(study.problem.overhead for study in studies.values())
+    choices = {name: _choices(study) for name, study in studies.items()}
+    least = overhead + sum(_least(found) for found in choices.values())
+    if least > budget:
         raise UsageError(
-            f"the budget of {problem.budget / 1000:g} kB is below {least / 1000:.0f} kB, the smallest file of this "
+            f"the budget of {budget / 1000:g} kB is below {least / 1000:.0f} kB, the smallest file of this "
             "model with 4-bit weights wherever they can be",
             code="EQ-U332",
             hint=f"--budget-kb {math.ceil(least / 1000)}, or another --scheme",
         )
+    named = {name: [replace(c, name=f"{name}/{c.name}") for c in found] for name, found in choices.items()}
+    whole = ilp([choice for found in named.values() for choice in found], budget - overhead)
+    result = {}
+    for name, study in studies.items():
+        picked = [c for c in choices[name] if whole.bits[f"{name}/{c.name}"] == c.bits]
+        cost, score = math.fsum(c.cost for c in picked), math.fsum(c.score for c in picked)
+        own = replace(whole, bits={c.name: c.bits for c in picked}, cost=cost, score=score)
+        result[name] = WidthChoice(own, study.losses, round(cost + study.problem.overhead))
+    return result
+
+
+def _choices(study: Study) -> list[Choice]:
+    """What each weight of a network may have."""
     choices = []
-    for path, specs in problem.weights.items():
-        weight = fetch(graph, path)
-        for bits in specs:
+    for path, specs in study.problem.weights.items():
+        weight = fetch(study.graph, path)
+        for bits, spec in specs.items():
             # 8 bits alone are hardly ever seen in the outputs; the difference to 4 is what the choice is about.
-            score = losses[path] if bits == NARROW else 0.0
-            choices.append(Choice(path, bits, weight_cost(weight, bits), score))
-    found = ilp(choices, problem.budget - problem.overhead)
-    return WidthChoice(found, losses, round(found.cost + problem.overhead))
+            score, extra = (study.losses[path], study.problem.extra) if bits == NARROW else (0.0, 0.0)
+            choices.append(Choice(path, bits, weight_cost(weight, spec) + extra, score))
+    return choices
 
 
-def weight_cost(weight: Tensor, bits: int) -> int:
-    """Bytes of a weight with one scale and one zero point, 4 and 8 bytes, per output channel."""
-    return weight_bytes(weight.numel(), bits, scales=3 * len(weight))
+def _least(choices: Sequence[Choice]) -> float:
+    """Bytes of the narrowest weights."""
+    names = dict.fromkeys(choice.name for choice in choices)
+    return math.fsum(min(c.cost for c in choices if c.name == name) for name in names)
+
+
+def weight_cost(weight: Tensor, spec: QuantSpec) -> int:
+    """Bytes of a weight with one scale and one zero point, 4 and 8 bytes, per output channel; or a scale per group."""
+    scales = weight.numel() // spec.granularity.size if isinstance(spec.granularity, PerGroup) else 3 * len(weight)
+    return weight_bytes(weight.numel(), spec.bits, scales=scales)
 
 
 @torch.no_grad()
@@ -118,7 +172,7 @@ def weight_losses(
     graph: fx.GraphModule,
     problem: WidthProblem,
     samples: Sequence[Sample],
-    loss: Loss,
+    damage: Damage,
     *,
     journal: Path | None = None,
     key: str = "",
@@ -130,7 +184,7 @@ def weight_losses(
         graph: Float graph; each weight is replaced for a while and put back.
         problem: The weights.
         samples: Inputs.
-        loss: `prediction_loss` or `relative_error`.
+        damage: `largest` of `prediction_loss` or `relative_error`, or what the family knows better.
         journal: File to continue from, see `measured`.
         key: What the measurements depend on.
         advance: Called with 1 after each weight.
@@ -147,7 +201,7 @@ def weight_losses(
         qparams = weight_qparams(weight, problem.weights[path][bits], name=path)
         try:
             weight.copy_(dequantize(round_weights(weight, qparams, name=path), qparams))
-            return sum(worst_loss(loss, truth, graph(*x)) for truth, x in zip(reference, samples, strict=True))
+            return sum(damage(truth, graph(*x)) for truth, x in zip(reference, samples, strict=True))
         finally:
             weight.copy_(kept)
 
@@ -156,10 +210,13 @@ def weight_losses(
     return {path: value / len(samples) for (path, _), value in found.items()}
 
 
-def worst_loss(loss: Loss, reference: Any, outputs: Any) -> float:
-    """The largest over the outputs of the network."""
-    pairs = zip(reference, outputs, strict=True)
-    return max(loss(truth, output) for truth, output in pairs)
+def largest(loss: Loss) -> Damage:
+    """The largest loss over the outputs of a network."""
+
+    def damage(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+        return max(loss(truth, output) for truth, output in zip(reference, outputs, strict=True))
+
+    return damage
 
 
 def prediction_loss(reference: Tensor, test: Tensor) -> float:

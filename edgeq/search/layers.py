@@ -14,7 +14,7 @@ from edgeq.graph.kinds import op_kind
 from edgeq.graph.legalize import legalize
 from edgeq.graph.placement import Placement, data_operands
 from edgeq.graph.rewrite import fetch, shape_of
-from edgeq.graph.widths import NARROW, WIDE, relative_error, weight_cost, worst_loss
+from edgeq.graph.widths import NARROW, WIDE, largest, relative_error, weight_cost
 from edgeq.progress import Advance
 from edgeq.quant.sensitivity import measured
 from edgeq.quant.statistics import TensorStatistics
@@ -55,7 +55,8 @@ def find_layers(
         if path is not None:
             weight = fetch(graph, path)
             offered += sorted((b for b in specs.weights[path] if b == WIDE or narrow), reverse=True)
-            sizes = {b: weight_cost(weight, b) for b in (WIDE, NARROW)} | {FLOAT: 4 * weight.numel()}
+            sizes = {b: weight_cost(weight, spec) for b, spec in specs.weights[path].items()}
+            sizes[FLOAT] = 4 * weight.numel()
         else:
             offered.append(WIDE)
         tie = path if path is not None and len(readers[path]) > 1 else ""
@@ -149,6 +150,7 @@ def layer_losses(
         ModelError: A loss is not finite.
     """
     reference = [graph(*sample) for sample in samples]
+    damage = largest(relative_error)
     placement = place_scheme(graph, exporter, scheme, precision)[1]
     names = {layer.name for layer in layers}
 
@@ -162,8 +164,7 @@ def layer_losses(
         )
         config, placed = place_scheme(graph, exporter, scheme, alone)
         simulation = legalize(graph, placed, config, exporter.rules, statistics, scheme).simulation
-        losses = (worst_loss(relative_error, t, simulation(*x)) for t, x in zip(reference, samples, strict=True))
-        return math.fsum(losses) / len(samples)
+        return math.fsum(damage(t, simulation(*x)) for t, x in zip(reference, samples, strict=True)) / len(samples)
 
     offered = {layer.name: [b for b in layer.bits if b != FLOAT] for layer in layers}
     return measured(offered, try_one, journal=journal, key=key, progress=advance)

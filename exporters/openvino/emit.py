@@ -18,6 +18,7 @@ from edgeq.exporters.openvino.graph import products
 from edgeq.exporters.openvino.pack import pack_weights
 from edgeq.exporters.openvino.rules import DYNAMIC_GROUP
 from edgeq.graph.kinds import op_kind
+from edgeq.graph.legalize import WEIGHT_PATH
 from edgeq.spec import QuantPlan, codes_hash
 
 INSTALL = "pip install 'edgeq[openvino]'"
@@ -166,8 +167,10 @@ def _number(node: Any) -> int | None:
 
 
 def weight_name(node: fx.Node) -> str:
-    """Attribute path of the weight behind its quantize and dequantize."""
+    """Attribute path of the weight behind its quantize and dequantize, or behind the scales of its groups."""
     source: Any = node.args[1]
+    if WEIGHT_PATH in source.meta:
+        return str(source.meta[WEIGHT_PATH])
     while source.op != "get_attr":
         source = source.args[0]
     return str(source.target)

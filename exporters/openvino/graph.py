@@ -22,7 +22,7 @@ class Weight:
         constant: The constant's node.
         codes: Integers in the layout of the plan: `(out, in)` of linear layers, `(out, in / groups, ...)` of
             convolutions.
-        scales: One per output channel, or per output channel and group.
+        scales: One per output channel, or per output channel and group, flat.
     """
 
     constant: Any
@@ -59,6 +59,8 @@ def _picked(node: Any) -> Any:
     if node.get_type_name() != "Gather":
         return None
     source = node.input_value(0).get_node()
+    if source.get_type_name() == "Convert":  # 4 bits in the file, 8 when it is compiled
+        source = source.input_value(0).get_node()
     return source if source.get_type_name() == "Constant" else None
 
 
@@ -82,6 +84,8 @@ def weight_of(op: Any) -> Weight | None:
     # (groups, out / groups, in / groups, ...), or still before the reshape that makes it so
     if op.get_type_name() == "GroupConvolution" and codes.ndim == len(op.get_input_partial_shape(_WEIGHT)):
         codes = codes.reshape(codes.shape[0] * codes.shape[1], *codes.shape[2:])
+    elif op.get_type_name() == "MatMul" and codes.ndim == 3:  # (out, groups, in / groups), reshaped behind the scales
+        codes = codes.reshape(codes.shape[0], -1)
     elif op.get_type_name() == "MatMul" and not op.get_attributes()["transpose_b"]:
         codes = codes.T
     return Weight(node, codes, scales.reshape(-1))

@@ -6,12 +6,17 @@ float: what follows it (sums, GELU, softmax, normalization) is float, fused into
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgeq.errors import unknown_name
 from edgeq.graph.placement import TABLE, BackendRules
-from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
+from edgeq.spec import Mode, OpConfig, PerChannel, PerGroup, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
 
 DYNAMIC_GROUP = 64
 """Inputs that share a scale in the scheme `dynamic`; an option of the runtime, which the file carries."""
+
+WEIGHT_GROUP = 64
+"""Weights of a row that share a scale where the arithmetic is not all integers, and 16 levels have to be enough."""
 
 OPENVINO = BackendRules(
     name="OpenVINO",
@@ -40,7 +45,8 @@ _BETWEEN = "OpenVINO's kernels between products are float"
 def openvino_config(scheme: str, precision: Precision) -> QuantConfig:
     """The rules of a scheme.
 
-    `weights`: weights of linear layers and convolutions in integers, arithmetic in float. `dynamic`: the same, and the
+    `weights`: weights of linear layers and convolutions in integers, arithmetic in float; those of 4 bits in linear
+    layers have a scale for each group of a row. `dynamic`: the same, and the
     inputs of linear layers are quantized at run time. `static`: linear layers and convolutions read calibrated codes.
     `integer`: the products of two activations inside attention do, too.
 
@@ -63,4 +69,6 @@ def openvino_config(scheme: str, precision: Precision) -> QuantConfig:
         modes = {"conv2d": "weights", "linear": "dynamic" if scheme == "dynamic" else "weights"}
     modes[TABLE] = "weights"
     rules = [QuantRule(reason=_BETWEEN), *(QuantRule(op=kind, mode=mode) for kind, mode in modes.items())]
+    if scheme in ("weights", "dynamic") and precision.weight_bits == 4:
+        rules.append(QuantRule(op="linear", weight=replace(weight, granularity=PerGroup(WEIGHT_GROUP))))
     return QuantConfig(OpConfig("float", weight, activation), tuple(rules))

@@ -71,5 +71,27 @@ def test_a_table_is_stored_in_integers_once(name: str, rounding: str, tmp_path: 
     assert rows["embedding"].inputs_db == rows["embedding"].output_db == math.inf
 
 
+@pytest.mark.parametrize("scheme", ["dynamic", "weights"])
+def test_a_table_on_groups_takes_four_bits_in_openvino(scheme: str, tmp_path: Path) -> None:
+    exporter: Exporter = get_exporter("openvino")
+    graph = exporter.prepare(capture(Tied().eval(), EXAMPLE))
+    recipe = Recipe("none", "nearest", Precision(weight_bits=4))
+    candidate, legalized = build(graph, exporter, scheme, recipe, {}, Rounding(), (), tmp_path)
+    assert candidate.rejected == ()
+    assert not candidate.read_back.missing
+    assert not candidate.read_back.extra
+    table = legalized.plan.tensors["tokens.weight"]
+    assert (table.bits, table.uniform.scale.shape) == (4, (ROWS, 1))
+    weights = candidate.path.with_suffix(".bin").stat().st_size
+    assert weights < ROWS * WIDTH * (0.5 + 4 / 64) + 2 * WIDTH**2, "once, and packed"
+    model = open_model(candidate.path)
+    picked, logits = model.run(*INPUTS)
+    simulated = [t.numpy() for t in legalized.simulation(*map(torch.from_numpy, INPUTS))]
+    assert np.allclose(picked, simulated[0], rtol=0, atol=1e-6)
+    assert np.abs(logits - simulated[1]).max() < 0.02 * np.abs(logits).max()
+    kernels = [op.op for op in model.execution().ops if "linear" in " ".join(op.covers)]
+    assert "MatMul" not in kernels, "the kernel that reads 4 bits is the one of fully connected layers"
+
+
 def test_whole_number_inputs_keep_their_type() -> None:
     assert [x.dtype for x in example_of(capture(Tied().eval(), EXAMPLE))] == [torch.int32, torch.int32]

@@ -87,3 +87,29 @@ def test_from_checkpoint_to_transcript(speech: Path, real_data: Path, tmp_path: 
     alone = edgeq("reproduce", bundle / "encoder", "--weights", weights, cwd=tmp_path)
     assert alone.returncode == 2
     assert "EQ-U701" in alone.stderr
+
+
+@pytest.mark.real
+@pytest.mark.timeout(1800)
+def test_four_bits_on_groups_in_openvino(speech: Path, real_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    weights = real_data / "whisper" / "whisper_tiny_en_fp16.pt"
+    words = ["whisper:tiny.en", "--weights", weights, "--device", "x86", "--bits", "w4a8", "--method", "minmax"]
+    more = ["--calib", speech, "--runs", "3", "--force", "--out", "bundle", "--json"]
+    done = edgeq("export", *words, *more, cwd=tmp_path, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["bytes"] <= 32e6
+    plan = json.loads((tmp_path / "bundle" / "decoder" / "plan.json").read_bytes())
+    bits = {t["name"]: t["qparams"]["spec"]["bits"] for t in plan["tensors"] if t["role"] == "weight"}
+    assert bits.pop("positional_embedding") == 8
+    assert set(bits.values()) == {4}, "the vocabulary, too: half of the weights are no end to keep"
+    said = subprocess.run(
+        [sys.executable, "-c", ISOLATED, str(speech / "agent-newlocation.flac")],
+        cwd=tmp_path / "bundle",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    (heard,) = json.loads(said.stdout.splitlines()[-1])["results"]
+    assert heard["text"].lower().startswith("please enter a new extension")

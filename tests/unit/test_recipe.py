@@ -16,8 +16,8 @@ from edgeq.exporters import get_exporter
 from edgeq.graph.capture import capture
 from edgeq.quant.ranges import parse_estimator
 from edgeq.quant.rounding import get_rounder
-from edgeq.recipe import Recipe, place_scheme, recipe_for, transform_graph
-from edgeq.spec import OpConfig, Precision, QuantConfig, QuantRule, QuantSpec
+from edgeq.recipe import Recipe, place_scheme, recipe_for, transform_graph, width_problem
+from edgeq.spec import OpConfig, PerGroup, Precision, QuantConfig, QuantRule, QuantSpec
 
 
 class Three(nn.Module):
@@ -179,3 +179,60 @@ def test_a_width_that_the_file_cannot_hold_is_not_paid_for() -> None:
     assert [four[n][0] for n in sorted(four)] == [8, 8, 8, 4, 4, 8]
     three = widths(graph, "integer", Precision(3, 8))
     assert [three[n][0] for n in sorted(three)] == [8, 3, 3, 3, 3, 8]
+
+
+class Spoken(nn.Module):
+    """A large table of tokens that is the last layer, too, and a small one of positions; depthwise in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(900, 64), nn.Embedding(7, 64)
+        self.even, self.odd = nn.Linear(64, 96), nn.Linear(96, 64)
+        self.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+
+    def forward(self, token: Tensor, position: Tensor) -> Tensor:
+        x = self.tokens(token) + self.positions(position)
+        x = self.odd(self.even(x)).reshape(1, 64, 1, 1)
+        return nn.functional.linear(self.depthwise(x).reshape(1, 64), self.tokens.weight)
+
+
+@pytest.fixture(scope="module")
+def spoken() -> fx.GraphModule:
+    torch.manual_seed(0)
+    return capture(Spoken().eval(), (torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "table", "group"),
+    [
+        ("openvino", "dynamic", 4, 64),
+        ("openvino", "weights", 4, 64),
+        ("openvino", "static", 8, None),
+        ("tflite", "dynamic", 8, None),
+    ],
+)
+def test_most_of_a_model_is_worth_four_bits_at_its_ends_on_groups(
+    spoken: fx.GraphModule, name: str, scheme: str, table: int, group: int | None
+) -> None:
+    config, placement = place_scheme(spoken, get_exporter(name), scheme, Precision(4))
+    specs = {placement.weights[n]: config.resolve(n, placement.ops[n].op).weight for n in placement.weights}
+    readers = [config.resolve(n, placement.ops[n].op).weight for n, p in placement.weights.items() if "tokens" in p]
+    assert readers[0] == readers[1], "a file holds one of both"
+    assert {path: spec.bits for path, spec in specs.items()} == {
+        "tokens.weight": table,
+        "positions.weight": 8,
+        "even.weight": 4,
+        "odd.weight": 4,
+        "depthwise.weight": 8,
+    }
+    sizes = {p: s.granularity.size if isinstance(s.granularity, PerGroup) else None for p, s in specs.items()}
+    assert sizes["tokens.weight"] == sizes["even.weight"] == group
+    assert sizes["odd.weight"] is None, "64 does not divide its rows"
+
+
+def test_a_table_of_a_layer_is_offered_four_bits_where_the_file_holds_them(spoken: fx.GraphModule) -> None:
+    for name, offered in (("openvino", {8, 4}), ("tflite", {8})):
+        problem, readers = width_problem(spoken, get_exporter(name), "dynamic", Precision(), 10**6, 10**6)
+        assert set(problem.weights["tokens.weight"]) == offered
+        assert len(readers["tokens.weight"]) == 2
+        assert set(problem.weights["positions.weight"]) == {8}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +15,14 @@ import torch
 from edgeq.config import ExportConfig
 from edgeq.data import open_speech
 from edgeq.errors import DataError, EdgeqError, ModelError, UsageError
-from edgeq.models.base import ModelRequest, parse_model
+from edgeq.models.base import ModelRequest, Sensitive, parse_model
 from edgeq.samples import collect_samples, open_labelled
 from edgeq.session import config_for, require_simple
 
 pytest.importorskip("whisper")
 
 from edgeq.models.whisper import decode_audio, load_whisper, read_dimensions
-from edgeq.models.whisper_networks import Dimensions
+from edgeq.models.whisper_networks import Dimensions, build_networks
 from edgeq.models.whisper_text import compare_texts, same_text, settings_of, word_error_rate
 
 TINY = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 384, "n_audio_head": 6, "n_audio_layer": 4}
@@ -125,6 +125,39 @@ def test_settings_of_english_and_multilingual_vocabularies() -> None:
     assert {50362, 50363, 51863} <= set(english.suppress)
 
 
+def test_both_networks_are_judged_by_the_tokens_that_are_expected(tmp_path: Path) -> None:
+    """Of a small network with random weights: the mechanism, not accuracy."""
+    small = {**TINY, "n_audio_state": 16, "n_text_state": 16, "n_audio_layer": 1, "n_text_layer": 1}
+    dims = Dimensions(**{**small, "n_audio_head": 2, "n_text_head": 2})
+    torch.manual_seed(0)
+    encoder, decoder, _ = build_networks(dims, {})
+    own = {f"encoder.{k}": v for k, v in encoder.state_dict().items() if not k.startswith("cross")}
+    own |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    for kind, tensor in (("key.weight", (16, 16)), ("value.weight", (16, 16)), ("value.bias", (16,))):
+        own[f"decoder.blocks.0.cross_attn.{kind}"] = torch.randn(tensor)
+    own = {
+        k: v.squeeze(2) if k.startswith("encoder.conv") and v.ndim == 4 else torch.randn(v.shape)
+        for k, v in own.items()
+    }
+    own["decoder.positional_embedding"] = torch.randn(448, 16)
+    torch.save({"dims": asdict(dims), "model_state_dict": own}, tmp_path / "small.pt")
+    model = load_whisper(ModelRequest("whisper", "tiny.en", tmp_path / "small.pt"))
+    first, second = model.parts["encoder"], model.parts["decoder"]
+    assert isinstance(first, Sensitive)
+    assert isinstance(second, Sensitive)
+    sound = np.sin(np.arange(16000) / 9).astype(np.float32)
+    exact = [t.numpy() for t in first.loaded.graph(*map(torch.from_numpy, first.inputs(sound)))]
+    near, far = (
+        [a + noise * np.random.default_rng(1).standard_normal(a.shape) for a in exact] for noise in (0.01, 0.3)
+    )
+    damages = [first.damage(exact, [a.astype(np.float32) for a in arrays]) for arrays in (exact, near, far)]
+    assert damages[0] == pytest.approx(0, abs=1e-9)
+    assert 0 < damages[1] < damages[2]
+    logits = [np.float32([[2, 1, 0]]), np.zeros((1, 2, 1, 8), np.float32)]
+    assert second.damage(logits, [logits[0], logits[1] + 9]) == pytest.approx(0, abs=1e-9), "the cache is no result"
+    assert second.damage(logits, [logits[0][:, ::-1].copy(), logits[1]]) > 0.5
+
+
 NO_CHECKPOINTS: list[dict[str, Any]] = [
     {"model_state_dict": {}},
     {"dims": {"n_mels": 80}},
@@ -166,6 +199,8 @@ def test_options_for_one_network_are_refused_for_several() -> None:
     with pytest.raises(UsageError) as caught:
         require_simple(config, SimpleNamespace(name="tiny.en", parts={"encoder": 0, "decoder": 0}))  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.place) == ("EQ-U700", "--budget-kb")
+    several = SimpleNamespace(name="tiny.en", parts={"encoder": 0, "decoder": 0})
+    require_simple(replace(config, bits="mixed"), several)  # type: ignore[arg-type]
 
 
 def test_a_network_may_keep_wide_weights() -> None:

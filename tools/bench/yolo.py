@@ -55,6 +55,11 @@ JOBS = {
     "yolox_nano openvino w4a8": Job(
         "yolox_nano", "openvino", ("--device", "x86", "--scheme", "static", "--bits", "w4a8")
     ),
+    "yolox_nano openvino mixed": Job(
+        "yolox_nano",
+        "openvino",
+        ("--device", "x86", "--scheme", "static", "--bits", "mixed", "--budget-kb", "1500"),
+    ),
     "320n openvino": Job("320n", "openvino", ("--device", "x86", "--scheme", "static"), labelled=False),
     "320n tflite": Job("320n", "tflite", ("--device", "rpi", "--scheme", "integer"), labelled=False),
 }

@@ -24,16 +24,16 @@ from edgeq.spec import Precision, QuantPlan
 
 
 class Net(nn.Module):
-    """Convolution, depthwise convolution, linear; a constant multiplies what the first writes."""
+    """Convolution, grouped convolution, linear; a constant multiplies what the first writes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.depthwise = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
+        self.conv, self.grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=4)
         self.factor = nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5)
         self.linear = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise(self.conv(x) * self.factor)
+        x = self.grouped(self.conv(x) * self.factor)
         return self.linear(x.mean((2, 3)))
 
 
@@ -62,8 +62,8 @@ def test_all_integers_and_scales_are_those_of_the_plan(built: tuple[Path, Legali
     assert not found.extra
     assert sorted(t.bits for t in legalized.plan.weights()) == [4, 8, 8]
     assert found.integer_mac_share == 1
-    # 6x6x8 outputs of 27 products, 4x4x8 of 9, and 5 of 8.
-    assert [op.macs for op in found.ops if op.macs] == [7776, 1152, 40]
+    # 6x6x8 outputs of 27 products, 4x4x8 of 18, and 5 of 8.
+    assert [op.macs for op in found.ops if op.macs] == [7776, 2304, 40]
 
 
 def test_the_same_network_gives_the_same_bytes(built: tuple[Path, Legalized]) -> None:

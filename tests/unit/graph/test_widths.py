@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,18 @@ from edgeq.errors import UsageError
 from edgeq.exporters import get_exporter
 from edgeq.graph.capture import capture
 from edgeq.graph.rewrite import fetch
-from edgeq.graph.widths import WidthProblem, choose_widths, relative_error, weight_cost, weight_losses
+from edgeq.graph.widths import (
+    Study,
+    WidthProblem,
+    choose_widths,
+    largest,
+    relative_error,
+    share_budget,
+    weight_cost,
+    weight_losses,
+)
 from edgeq.recipe import place_scheme, width_problem
-from edgeq.spec import Precision
+from edgeq.spec import Precision, QuantSpec
 
 OVERHEAD = 1000
 
@@ -51,7 +61,7 @@ def samples() -> list[tuple[Tensor]]:
 def problem_of(graph: fx.GraphModule, budget: float) -> tuple[WidthProblem, dict[str, list[str]]]:
     exporter, precision = get_exporter("tflite"), Precision()
     _, placement = place_scheme(graph, exporter, "integer", precision)
-    wide = sum(weight_cost(fetch(graph, path), 8) for path in set(placement.weights.values()))
+    wide = sum(weight_cost(fetch(graph, path), QuantSpec()) for path in set(placement.weights.values()))
     return width_problem(graph, exporter, "integer", precision, wide + OVERHEAD, budget)
 
 
@@ -67,7 +77,7 @@ def test_ends_and_shared_weights_keep_eight_bits(graph: fx.GraphModule) -> None:
 
 def test_the_sensitive_weight_is_the_last_to_lose_bits(graph: fx.GraphModule, samples: list[tuple[Tensor]]) -> None:
     problem, _ = problem_of(graph, 1e6)
-    losses = weight_losses(graph, problem, samples, relative_error)
+    losses = weight_losses(graph, problem, samples, largest(relative_error))
     assert max(losses, key=losses.__getitem__) == "layers.3.weight"
     everything = choose_widths(graph, problem, losses)
     assert everything.narrow == ()
@@ -89,7 +99,7 @@ def test_trying_leaves_the_weights_as_they_were(graph: fx.GraphModule, samples: 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        weight_losses(graph, problem, samples, broken)
+        weight_losses(graph, problem, samples, largest(broken))
     assert all(torch.equal(fetch(graph, path), value) for path, value in before.items())
 
 
@@ -106,10 +116,12 @@ def test_an_interrupted_trial_continues(graph: fx.GraphModule, samples: list[tup
 
     journal = tmp_path / "journal"
     with pytest.raises(KeyboardInterrupt):
-        weight_losses(graph, problem, samples, counted, journal=journal, key="k")
+        weight_losses(graph, problem, samples, largest(counted), journal=journal, key="k")
     seen: list[int] = []
-    resumed = weight_losses(graph, problem, samples, relative_error, journal=journal, key="k", advance=seen.append)
-    assert resumed == weight_losses(graph, problem, samples, relative_error)
+    resumed = weight_losses(
+        graph, problem, samples, largest(relative_error), journal=journal, key="k", advance=seen.append
+    )
+    assert resumed == weight_losses(graph, problem, samples, largest(relative_error))
     assert sum(seen) == 4
 
 
@@ -133,3 +145,19 @@ def test_narrow_layers_get_four_bits_and_no_others(graph: fx.GraphModule) -> Non
     config, placement = place_scheme(graph, exporter, "integer", Precision(narrow=tuple(names)))
     bits = {path: config.resolve(name, "linear").weight.bits for name, path in placement.weights.items()}
     assert {path for path, b in bits.items() if b == 4} == {"layers.2.weight"}
+
+
+def test_networks_share_a_budget_by_what_their_weights_do(graph: fx.GraphModule) -> None:
+    problem, _ = problem_of(graph, 1e6)
+    mild, harsh = ({path: loss for path in problem.weights} for loss in (1.0, 100.0))
+    studies = {"mild": Study(graph, problem, mild), "harsh": Study(graph, problem, harsh)}
+    roomy = choose_widths(graph, problem, mild).expected_bytes
+    tight = share_budget(studies, 2 * roomy - 1)
+    assert {name: len(choice.narrow) for name, choice in tight.items()} == {"mild": 1, "harsh": 0}
+    assert sum(choice.expected_bytes for choice in tight.values()) <= 2 * roomy - 1
+    for name, choice in tight.items():  # a network alone, given its share, decides the same
+        alone = choose_widths(graph, replace(problem, budget=choice.expected_bytes), studies[name].losses)
+        assert alone.allocation.bits == choice.allocation.bits
+    with pytest.raises(UsageError) as caught:
+        share_budget(studies, 10)
+    assert caught.value.code == "EQ-U332"
