@@ -439,33 +439,31 @@ def search_table() -> str:
     path = RESULTS / "search.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lines = [
-        "| search, budget | file | layers by bits | cost ratio | kB | SQNR dB, median / worst | top-1 % | predicted |",
-        "|---|---|---|---|---|---|---|---|",
+        "| search | budget | best uniform file within it | layers by bits | ratio; kB | SQNR dB; top-1 % | predicted |",
+        "|---|---|---|---|---|---|---|",
     ]
     for label, row in found.items():
+        name, _, options = label.partition(": ")
+        budget = f"`{options.replace('--budget-', '')}`"
         if "error" in row:
-            lines.append(f"| {label} | {row['error']['message']} | | | | | | |")
+            lines.append(f"| {name} | {budget} | none | none: {row['error']['message']} | | | |")
             continue
         kept = [t for t in row["uniform"] if t["kept"] and not t["missed"] and t["scheme"] != "float"]
         best = max(kept, key=lambda t: float(t["fidelity"]["sqnr_db"]["median"]), default=None)
-        errors = [100 * e for e in row["verdict"]["prediction_errors"]]
-        predicted = f"{min(errors):+.1f} to {max(errors):+.1f} % (n={len(errors)})" if errors else "-"
-        if best is None:
-            lines.append(f"| {label} | no uniform one keeps it | | | | | | |")
-        elif best["label"] != row["winner"]["label"]:
-            lines.append(f"| {label} | {best['label']} | {' | '.join(_searched(best))} | |")
+        uniform = "none" if best is None else f"{best['label']}: {best['ratio']:.3f}; {_quality(best)}"
+        winner = row["winner"]
+        bits = ", ".join(f"{count} in {'float' if b == '32' else b}" for b, count in winner["bits"].items())
+        errors = [f"{100 * error:+.1f}" for error in row["verdict"]["prediction_errors"]]
+        cost = f"{winner['ratio']:.3f}; {winner['bytes'] / 1000:.0f}"
         lines.append(
-            f"| {label} | **{row['winner']['label']}** | {' | '.join(_searched(row['winner']))} | {predicted} |"
+            f"| {name} | {budget} | {uniform} | {bits} | {cost} | {_quality(winner)} | {', '.join(errors)} % |"
         )
     return "\n".join(lines)
 
 
-def _searched(trial: dict[str, Any]) -> list[str]:
-    """Layers, cost, size and quality of a file of a search."""
-    bits = ", ".join(f"{count} in {'float' if b == '32' else b}" for b, count in trial["bits"].items())
-    sqnr = trial["fidelity"]["sqnr_db"]
-    quality = f"{_number(sqnr['median'], 1)} / {_number(sqnr['worst'], 1)}"
-    return [bits, f"{trial['ratio']:.3f}", f"{trial['bytes'] / 1000:.0f}", quality, _number(trial["metric"], 1)]
+def _quality(trial: dict[str, Any]) -> str:
+    """Median fidelity and metric of a file of a search."""
+    return f"{_number(trial['fidelity']['sqnr_db']['median'], 1)}; {_number(trial['metric'], 1)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
