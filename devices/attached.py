@@ -57,7 +57,7 @@ class Described(Protocol):
     """A device that says what it is."""
 
     def describe(self) -> dict[str, Any]:
-        """What it says about itself; at least its `board`, and `environment` or `compiler`, which decide its figures."""
+        """What it says about itself: its `board`, and its `environment` or `compiler`, which decide its figures."""
 
 
 def open_device(
