@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,13 +19,13 @@ from edgeq.devices import ssh
 from edgeq.devices.arm64 import BOARDS, arm64_transport
 from edgeq.devices.base import LayerCost
 from edgeq.devices.computer import MEASURE_SECONDS, WAIT_SECONDS, Computer
-from edgeq.devices.cortex_m import MACHINES, machine_named, run_emulated
+from edgeq.devices.cortex_m import COMPILER, INSTALL, MACHINES, machine_named, missing_tools, run_emulated
 from edgeq.devices.host import run_on_host
 from edgeq.devices.link import ProcessTransport
 from edgeq.devices.measured import Profile, Verification
-from edgeq.devices.program import Outcome
+from edgeq.devices.program import Outcome, command
 from edgeq.devices.timing import Runs
-from edgeq.errors import UsageError
+from edgeq.errors import MissingError, UsageError
 from edgeq.graph.intgraph.file import load
 
 C_FOLDER, C_SUFFIX = "c", ".intgraph"
@@ -50,6 +50,14 @@ class Device(Protocol):
 
     def profile(self, artifact: Artifact, runs: Runs, against: Artifact | None = None) -> Profile:
         """Measure an inference of the first golden vector; `against` another one, alternating where that can be."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A device that says what it is."""
+
+    def describe(self) -> dict[str, Any]:
+        """What it says about itself: its `board`, and its `environment` or `compiler`, which decide its figures."""
 
 
 def open_device(
@@ -112,6 +120,10 @@ class LocalDevice:
             return _exactly(self.name, run_on_host(project).outcome)
         return self._computer.verify(artifact)
 
+    def describe(self) -> dict[str, Any]:
+        """See `Computer.describe`."""
+        return self._computer.describe()
+
     def abort(self) -> None:
         """End what runs, from another thread; C ends by itself."""
         self._computer.abort()
@@ -162,6 +174,12 @@ class EmulatedDevice:
         note = "instructions, not cycles: no wait states of flash, no dual issue, no beats of vectors"
         found = Profile(self.name, "instructions", run.total, run.total, run.total, 1, layers, memory, (note,))
         return _beside(found, other)
+
+    def describe(self) -> dict[str, Any]:
+        """Board and compiler. Raises MissingError as `verify`."""
+        if lacking := missing_tools():
+            raise MissingError(lacking, code="EQ-P500", hint=INSTALL)
+        return {"board": MACHINES[self._core].board, "compiler": command([COMPILER, "--version"], 30).splitlines()[0]}
 
     def _project(self, artifact: Artifact) -> Path:
         project = _project(artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,13 +15,13 @@ from edgeq import candidate as candidates
 from edgeq.cache import cache_key, work_folder
 from edgeq.candidate import Candidate, Learn
 from edgeq.config_keys import MIXED
-from edgeq.errors import UsageError
+from edgeq.errors import UsageError, unknown_name
 from edgeq.firmware import misfits
 from edgeq.graph.islands import IslandChoice, choose_islands, tried_units
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
 from edgeq.graph.legalize import Legalized, legalize
-from edgeq.graph.placement import Placement
+from edgeq.graph.placement import Placement, weight_of
 from edgeq.graph.solve import Rounding
 from edgeq.graph.widths import (
     NARROW,
@@ -68,6 +69,7 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
     """
     recipe = recipe_of(session.config, session.adapter, scheme)
     fitted = session.fitted[recipe.transform]
+    _require_narrow(session, recipe, fitted)
     widths = None
     islands, recipe = _with_islands(session, scheme, recipe, fitted, stages)
     if session.config.bits == MIXED:
@@ -90,6 +92,19 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
         )
     rejected = (*candidate.rejected, *misfits(session.target, candidate.read_back.memory))
     return replace(candidate, widths=widths, islands=islands, rejected=rejected), legalized
+
+
+def _require_narrow(session: Session, recipe: Recipe, fitted: Fitted) -> None:
+    """Refuse names of `--narrow` that are of no layer whose weight the format holds in 4 bits.
+
+    Raises:
+        UsageError: EQ-U881 names the first.
+    """
+    kinds = session.exporter.rules.int4
+    known = {n.name for n in fitted.graph.graph.nodes if op_kind(n) in kinds and weight_of(n) is not None}
+    for name in recipe.precision.narrow:
+        if not fnmatch.filter(known, name):
+            raise unknown_name("layer with a weight that can have 4 bits", name, known, code="EQ-U881")
 
 
 def _with_islands(

@@ -48,6 +48,7 @@ class ExportConfig:
         method: How tensors are made to fit their grids, and how ranges are chosen.
         rounding: How weights are rounded.
         keep_float: Operations that stay float: `auto`, `none`, how many tensors to free, or names.
+        narrow: Layers whose weights get 4 bits whatever `bits` says, by name, separated by commas.
         calib: Calibration samples.
         degrade: Degradations of half the calibration samples, where weights are rounded and widths tried.
         samples: Number of calibration samples to use.
@@ -82,6 +83,7 @@ class ExportConfig:
     method: str = "auto"
     rounding: str = "auto"
     keep_float: str = "auto"
+    narrow: str | None = None
     calib: Path | None = None
     degrade: str = "none"
     samples: int = 128

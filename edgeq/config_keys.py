@@ -175,9 +175,11 @@ def _method(value: object) -> str:
 
 def _keep_float(value: object) -> str:
     text = _text(value)
-    if text.isdigit() or text in ("auto", "none"):
-        return text
-    names = [name.strip() for name in text.split(",")]
+    return text if text.isdigit() or text in ("auto", "none") else _names(text)
+
+
+def _names(value: object) -> str:
+    names = [name.strip() for name in _text(value).split(",")]
     if not all(re.fullmatch(r"[\w*?\[\]]+", name) for name in names):
         raise ValueError
     return ",".join(dict.fromkeys(names))
@@ -234,6 +236,13 @@ _TABLE = (
         "auto, none, a number, or names of operations separated by commas",
         '"auto"',
         _keep_float,
+    ),
+    Key(
+        "narrow",
+        "layers whose weights get 4 bits, by name, see `edgeq search`",
+        "names of layers separated by commas",
+        '"blocks_0_mlp_fc1"',
+        _names,
     ),
     Key("calib", "calibration samples: folder, packed .npz or one file", "a path", '"photos"', _path),
     Key("degrade", "degradations of half of them, see `edgeq validate --help`", "a list of names", '"mix"', _text),

@@ -290,6 +290,8 @@ def schemes(config: ExportConfig, target: Target, exporter: Exporter, loaded: Lo
 def recipe_of(config: ExportConfig, adapter: ModelAdapter, scheme: str) -> Recipe:
     """The recipe that the configuration means for a model and a scheme."""
     recipe = recipe_for(config.method, config.rounding, config.bits, scheme, adapter.loaded.network)
+    if config.narrow:
+        recipe = replace(recipe, precision=replace(recipe.precision, narrow=tuple(config.narrow.split(","))))
     calibrated = scheme in ("static", "integer")  # at run time every row has its own range, which costs little
     if not calibrated or (config.keep_float != "auto" and not config.keep_float.isdigit()):
         return recipe

@@ -56,6 +56,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--rounding", metavar="NAME", help="How weights are rounded: auto, nearest, gptq, ...; `edgeq methods`.")
 @click.option("--keep-float", metavar="NAMES", help="Operations kept float: auto, none, the N worst, or names.")
+@click.option("--narrow", metavar="NAMES", help="Layers whose weights get 4 bits, by name; what `edgeq search` found.")
 @click.option(
     "--budget-minutes",
     type=float,

@@ -30,6 +30,7 @@ from edgeq.cli import (
     profile,
     report,
     reproduce,
+    search,
     validate,
     verify,
 )
@@ -85,6 +86,7 @@ for _command in (
     verify.verify,
     validate.validate,
     compare.compare,
+    search.search,
     report.report,
     inspect.inspect,
     reproduce.reproduce,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +121,97 @@ def histogram(title: str, low: float, high: float, counts: Sequence[int], grid: 
         f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {FLAT}"><title>{escape(title)}</title>'
         f"<desc>{escape(words)}</desc>{''.join(parts)}</svg>"
     )
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A named point of a plane.
+
+    Args:
+        name: Written beside it.
+        style: Class of the style sheet.
+        x: Where.
+        y: Where.
+    """
+
+    name: str
+    style: str
+    x: float
+    y: float
+
+
+PLANE_WIDTH, PLANE_HEIGHT = 640, 380
+PLANE_BOTTOM = 46
+
+
+def plane_chart(
+    title: str, axes: tuple[str, str], lines: Sequence[Line], dots: Sequence[Dot], limit: float | None
+) -> Markup:
+    """Lines and named points over two axes of numbers.
+
+    Args:
+        title: Name of the chart, read by screen readers.
+        axes: Names of the horizontal and the vertical axis.
+        lines: What to draw first.
+        dots: What to draw upon them, with names; at least one, or a line.
+        limit: Where a vertical line stands; None for nowhere.
+
+    Returns:
+        An `svg` element with a title and a description in words.
+    """
+    points = [*(p for line in lines for p in line.points), *((d.x, d.y) for d in dots)]
+    across = nice_ticks(*_ends([x for x, _ in points] + ([] if limit is None else [limit])))
+    up = nice_ticks(*_ends([y for _, y in points]))
+    right, bottom = PLANE_WIDTH - 2 * RIGHT, PLANE_HEIGHT - PLANE_BOTTOM
+
+    def x_of(x: float) -> float:
+        return LEFT + (right - LEFT) * (x - across[0]) / (across[-1] - across[0])
+
+    def y_of(y: float) -> float:
+        return bottom - (bottom - TOP) * (y - up[0]) / (up[-1] - up[0])
+
+    parts = []
+    for tick in up:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    parts += [
+        f'<text class="tick" x="{x_of(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
+        for tick in across
+    ]
+    middle = (LEFT + right) / 2
+    parts.append(
+        f'<text class="tick" x="{middle}" y="{PLANE_HEIGHT - 8}" text-anchor="middle">{escape(axes[0])}</text>'
+    )
+    parts.append(f'<text class="tick" x="{LEFT}" y="{TOP - 2}">{escape(axes[1])}</text>')
+    if limit is not None:
+        x = x_of(limit)
+        parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
+    for line in lines:
+        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
+        parts.append(f'<polyline class="{line.style}" points="{path}"/>')
+    for dot, y in zip(dots, _apart([y_of(d.y) for d in dots]), strict=True):
+        late = x_of(dot.x) > 0.75 * PLANE_WIDTH
+        side = f'x="{x_of(dot.x) + (-8 if late else 8):.1f}" text-anchor="{"end" if late else "start"}"'
+        parts.append(f'<circle class="{dot.style}" cx="{x_of(dot.x):.1f}" cy="{y_of(dot.y):.1f}" r="5"/>')
+        parts.append(f'<text class="name" {side} y="{y + 4:.1f}">{escape(dot.name)}</text>')
+    words = "; ".join(f"{d.name}: {d.x:.4g}, {d.y:.4g}" for d in dots)
+    return Markup(
+        f'<svg class="chart" role="img" viewBox="0 0 {PLANE_WIDTH} {PLANE_HEIGHT}"><title>{escape(title)}</title>'
+        f"<desc>{escape(words)}</desc>{''.join(parts)}</svg>"
+    )
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def _apart(heights: Sequence[float], least: float = 13.0) -> list[float]:
+    """Heights of names, moved down where one would lie upon another."""
+    moved = list(heights)
+    order = sorted(range(len(moved)), key=lambda i: moved[i])
+    for before, after in itertools.pairwise(order):
+        moved[after] = max(moved[after], moved[before] + least)
+    return moved
 
 
 def nice_ticks(low: float, high: float) -> list[float]:

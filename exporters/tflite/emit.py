@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.tflite.pack import pack_weights
+from edgeq.exporters.tflite.restore import leaves_floats, restore_floats, without_weight_grids
 from edgeq.spec import QuantPlan
 
 INSTALL = "pip install 'edgeq[tflite]'"
@@ -48,6 +49,11 @@ def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantP
             edge = litert_torch.convert(graph, example, quant_config=_conversion_mode(plan))
             edge.export(str(path))
             if plan is not None:
+                if leaves_floats(graph, plan):
+                    exact = path.with_suffix(".exact")
+                    litert_torch.convert(without_weight_grids(graph), example).export(str(exact))
+                    restore_floats(path, exact, plan)
+                    exact.unlink()
                 pack_weights(path, plan)
         except Exception as error:
             raise ModelError(

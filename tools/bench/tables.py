@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
 DOCUMENTS = (
     README,
-    *(README.parent / "docs" / name for name in ("devices.md", "methods.md", "robustness.md")),
+    *(README.parent / "docs" / name for name in ("devices.md", "methods.md", "robustness.md", "search.md")),
     *(README.parent / "docs" / "families" / f"{name}.md" for name in ("depth", "points", "vit", "whisper", "yolo")),
 )
 
@@ -498,6 +498,38 @@ def depth_grids_table() -> str:
     return "\n".join([*lines, "", f"Float {found['float']:.2f}, n={found['n']}."])
 
 
+def search_table() -> str:
+    """What a search finds beside the best uniform file that keeps the same budget, and how far its table was off."""
+    path = RESULTS / "search.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = [
+        "| search | budget | best uniform file within it | layers by bits | ratio; kB | SQNR dB; top-1 % | predicted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, row in found.items():
+        name, _, options = label.partition(": ")
+        budget = f"`{options.replace('--budget-', '')}`"
+        if "error" in row:
+            lines.append(f"| {name} | {budget} | none | none: {row['error']['message']} | | | |")
+            continue
+        kept = [t for t in row["uniform"] if t["kept"] and not t["missed"] and t["scheme"] != "float"]
+        best = max(kept, key=lambda t: float(t["fidelity"]["sqnr_db"]["median"]), default=None)
+        uniform = "none" if best is None else f"{best['label']}: {best['ratio']:.3f}; {_quality(best)}"
+        winner = row["winner"]
+        bits = ", ".join(f"{count} in {'float' if b == '32' else b}" for b, count in winner["bits"].items())
+        errors = [f"{100 * error:+.1f}" for error in row["verdict"]["prediction_errors"]]
+        cost = f"{winner['ratio']:.3f}; {winner['bytes'] / 1000:.0f}"
+        lines.append(
+            f"| {name} | {budget} | {uniform} | {bits} | {cost} | {_quality(winner)} | {', '.join(errors)} % |"
+        )
+    return "\n".join(lines)
+
+
+def _quality(trial: dict[str, Any]) -> str:
+    """Median fidelity and metric of a file of a search."""
+    return f"{_number(trial['fidelity']['sqnr_db']['median'], 1)}; {_number(trial['metric'], 1)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "export": export_table,
     "cost": cost_table,
@@ -523,6 +555,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "depth_vit": partial(depth_table, "depth_vit"),
     "depth_degraded": depth_degraded_table,
     "depth_grids": depth_grids_table,
+    "search": search_table,
 }
 """Tables by marker; each may stand in any of `DOCUMENTS`, and stands in one at least."""
 

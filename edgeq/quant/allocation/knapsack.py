@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp  # type: ignore[import-untyped]
 
+from edgeq.errors import UsageError
 from edgeq.quant.allocation.problem import (
     Allocation,
     Choice,
@@ -20,6 +21,7 @@ from edgeq.quant.allocation.problem import (
     make_units,
     require_budget,
     total_cost,
+    total_further,
     total_score,
 )
 
@@ -48,40 +50,55 @@ def greedy(choices: Iterable[Choice], budget: float, *, ties: Iterable[Group] = 
     return make_allocation(units, *_greedy(units, budget), solver="greedy")
 
 
-def ilp(choices: Iterable[Choice], budget: float, *, ties: Iterable[Group] = (), seconds: float = 60.0) -> Allocation:
-    """The allocation of least score within the budget, by integer linear programming (HiGHS).
+def ilp(
+    choices: Iterable[Choice],
+    budget: float,
+    *,
+    further: Sequence[float] = (),
+    ties: Iterable[Group] = (),
+    seconds: float = 60.0,
+) -> Allocation:
+    """The allocation of least score within the budgets, by integer linear programming (HiGHS).
 
-    One binary variable per choice and one choice per tensor, as in HAWQ-V3 (arXiv 2011.10680) and AdaQuant
-    (arXiv 2006.10518). The greedy allocation is the incumbent: the result is never worse than it, and stands
-    in when the time limit strikes first, which shows in `gap`.
+    One binary variable per choice and one choice per tensor, as in AdaQuant (arXiv 2006.10518) and HAWQ-V3 (arXiv
+    2011.10680), which limits several costs at once, too. With one budget the greedy allocation is the incumbent: the
+    result is never worse than it, and stands in when the time limit strikes first, which shows in `gap`.
 
     Args:
         choices: At least one per name.
         budget: Largest allowed sum of costs, in their unit.
+        further: Largest allowed sum of each of `Choice.further`.
         ties: Names that must share bits.
         seconds: Time limit of the solver.
 
     Raises:
-        UsageError: As `greedy`.
+        UsageError: As `greedy`; also where each budget can be kept but not all of them at once.
     """
     units = make_units(choices, ties)
-    require_budget(units, budget)
-    picks, bound = _greedy(units, budget)
-    best = make_allocation(units, picks, bound, solver="ilp")
-    if best.gap == 0:
-        return best
-    program = _Program(units, budget)
+    require_budget(units, budget, further)
+    best, bound = None, -math.inf
+    if not further:
+        picks, bound = _greedy(units, budget)
+        best = make_allocation(units, picks, bound, solver="ilp")
+        if best.gap == 0:
+            return best
+    program = _Program(units, budget, further)
     for _ in range(_CUTS):
         solved, proven = program.solve(seconds)
         bound = max(bound, proven)
         if solved is None:
             break
         found = make_allocation(units, solved, bound, solver="ilp")
-        if found.cost > budget:  # within the solver's tolerance, not within the budget
+        over = (total > limit for total, limit in zip(total_further(units, solved), further, strict=True))
+        if found.cost > budget or any(over):  # within the solver's tolerance, not within the budget
             program.exclude(solved)
             continue
-        best = found if found.score < best.score else best
+        best = found if best is None or found.score < best.score else best
         break
+    if best is None:
+        raise UsageError(
+            "no allocation keeps all budgets at once", code="EQ-U242", hint="raise one of them, or offer fewer bits"
+        )
     return replace(best, bound=min(bound, best.score))
 
 
@@ -147,26 +164,30 @@ def _fill(units: Sequence[Unit], picks: list[int], budget: float) -> None:
 class _Program:
     """The binary program, in units in which the budget left after the cheapest choices is 1."""
 
-    def __init__(self, units: Sequence[Unit], budget: float) -> None:
+    def __init__(self, units: Sequence[Unit], budget: float, further: Sequence[float] = ()) -> None:
         self._units = units
         columns = [(i, j) for i, unit in enumerate(units) for j in range(len(unit.options))]
         self._columns = columns
         spare = budget - math.fsum(unit.options[0].cost for unit in units)
-        self._least = math.fsum(unit.options[-1].score for unit in units)
-        span = max(unit.options[0].score - unit.options[-1].score for unit in units)
+        least = [min(option.score for option in unit.options) for unit in units]
+        self._least = math.fsum(least)
+        span = max(max(o.score for o in unit.options) - low for unit, low in zip(units, least, strict=True))
         self._factor = _SPAN / max(span, 1e-290)
-        self._objective = np.array([units[i].options[j].score - units[i].options[-1].score for i, j in columns])
+        self._objective = np.array([units[i].options[j].score - least[i] for i, j in columns])
         self._objective *= self._factor
         extra = np.array([units[i].options[j].cost - units[i].options[0].cost for i, j in columns])
         fits = extra <= spare
         one = np.zeros((len(units), len(columns)))
         one[[i for i, _ in columns], np.arange(len(columns))] = 1
         self._bounds = Bounds(0, fits.astype(float))
-        # a positive `spare` is certain: without it greedy would have been optimal
+        # With one budget a positive `spare` is certain: without it greedy would have been optimal.
         self._constraints = [
             LinearConstraint(one, 1, 1),
             LinearConstraint(np.where(fits, extra, 0)[None] / max(spare, np.finfo(float).tiny), -np.inf, 1),
         ]
+        for kind, limit in enumerate(further):
+            costs = np.array([units[i].options[j].further[kind] for i, j in columns])
+            self._constraints.append(LinearConstraint(costs[None] / max(limit, np.finfo(float).tiny), -np.inf, 1))
 
     def solve(self, seconds: float) -> tuple[list[int] | None, float]:
         """Option index per unit if a solution was found, and a proven lower bound of the score."""

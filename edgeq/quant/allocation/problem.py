@@ -18,6 +18,7 @@ class Choice:
         bits: Width, 2 to 32 (32 stands for float).
         cost: In any unit that adds up; not negative.
         score: Expected increase of the loss, lower is better; may be negative where a measurement is.
+        further: Costs of other kinds, one for each further budget (`ilp`); not negative.
 
     Raises:
         UsageError: A figure is not finite or out of bounds.
@@ -27,14 +28,16 @@ class Choice:
     bits: int
     cost: float
     score: float
+    further: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or not 2 <= self.bits <= 32:
             raise UsageError(f"not a choice: {self.bits} bits for {self.name!r}", code="EQ-U240")
-        if not (math.isfinite(self.score) and math.isfinite(self.cost) and self.cost >= 0):
+        costs = (self.cost, *self.further)
+        if not (math.isfinite(self.score) and all(math.isfinite(c) and c >= 0 for c in costs)):
             raise UsageError(
-                f"{self.name} at {self.bits} bits: cost {self.cost} and score {self.score} must be finite, "
-                "the cost not negative",
+                f"{self.name} at {self.bits} bits: cost {' and '.join(map(str, costs))} and score {self.score} must "
+                "be finite, the cost not negative",
                 code="EQ-U240",
                 hint="measure the sensitivity of this tensor again",
             )
@@ -94,11 +97,12 @@ class Option:
     bits: int
     cost: float
     score: float
+    further: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Names that move together and their useful options: cost strictly rising, score strictly falling."""
+    """Names that move together and their useful options by cost; with one kind of cost, score falls as it rises."""
 
     names: tuple[str, ...]
     members: tuple[Mapping[int, Choice], ...]
@@ -115,6 +119,8 @@ def make_units(choices: Iterable[Choice], ties: Iterable[Group]) -> list[Unit]:
         offered[choice.bits] = choice
     if not table:
         raise UsageError("there is nothing to allocate bits to", code="EQ-U240")
+    if len({len(choice.further) for offered in table.values() for choice in offered.values()}) > 1:
+        raise UsageError("some choices have costs of more kinds than others", code="EQ-U240")
     units = []
     for names in _merged(list(table), ties):
         members = tuple(table[name] for name in names)
@@ -127,7 +133,12 @@ def make_units(choices: Iterable[Choice], ties: Iterable[Group]) -> list[Unit]:
                 hint="offer every tensor of the group the same widths",
             )
         options = [
-            Option(bits, math.fsum(m[bits].cost for m in members), math.fsum(m[bits].score for m in members))
+            Option(
+                bits,
+                math.fsum(m[bits].cost for m in members),
+                math.fsum(m[bits].score for m in members),
+                tuple(math.fsum(costs) for costs in zip(*(m[bits].further for m in members), strict=True)),
+            )
             for bits in sorted(shared, reverse=True)
         ]
         units.append(Unit(names, members, _undominated(options)))
@@ -151,16 +162,32 @@ def _merged(names: Sequence[str], ties: Iterable[Group]) -> list[tuple[str, ...]
 
 
 def _undominated(options: Sequence[Option]) -> tuple[Option, ...]:
-    """Options for which no other is both cheaper and better; of equal ones the first."""
+    """Options for which no other is both cheaper, in every kind of cost, and better; of equal ones the first."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda o: (o.cost, o.score)):
-        if not kept or option.score < kept[-1].score:
+        if not any(_covers(other, option) for other in kept):
             kept.append(option)
     return tuple(kept)
 
 
-def require_budget(units: Sequence[Unit], budget: float) -> None:
-    """Raise a `UsageError` that names the cheapest possible cost when nothing fits."""
+def _covers(first: Option, second: Option) -> bool:
+    """Whether the first, which costs no more, is as good and costs no more of any other kind either."""
+    return first.score <= second.score and all(a <= b for a, b in zip(first.further, second.further, strict=True))
+
+
+def require_budget(units: Sequence[Unit], budget: float, further: Sequence[float] = ()) -> None:
+    """Raise a `UsageError` that names the cheapest possible cost when nothing fits one of the budgets."""
+    kinds = len(units[0].options[0].further)
+    if kinds != len(further):
+        raise UsageError(f"{len(further)} further budgets for {kinds} further kinds of cost", code="EQ-U240")
+    for kind, limit in enumerate(further):
+        least = math.fsum(min(o.further[kind] for o in unit.options) for unit in units)
+        if not least <= limit:
+            raise UsageError(
+                f"no allocation fits a further budget of {limit:.10g}: the least possible is {least:.10g}",
+                code="EQ-U242",
+                hint=f"raise that budget to {least:.10g} or more",
+            )
     cheapest = total_cost(units, [0] * len(units))
     if not cheapest <= budget:  # a NaN budget fails as well
         largest = max(units, key=lambda unit: unit.options[0].cost)
@@ -180,6 +207,11 @@ def make_allocation(units: Sequence[Unit], picks: Sequence[int], bound: float | 
 def total_cost(units: Sequence[Unit], picks: Sequence[int]) -> float:
     """Cost of option `picks[i]` of every unit i; the correctly rounded sum over the tensors."""
     return math.fsum(choice.cost for choice in _chosen(units, picks))
+
+
+def total_further(units: Sequence[Unit], picks: Sequence[int]) -> tuple[float, ...]:
+    """Costs of the other kinds of option `picks[i]` of every unit i."""
+    return tuple(math.fsum(costs) for costs in zip(*(c.further for c in _chosen(units, picks)), strict=True))
 
 
 def total_score(units: Sequence[Unit], picks: Sequence[int]) -> float:

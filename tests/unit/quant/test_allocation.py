@@ -250,3 +250,55 @@ def test_cost_helpers() -> None:
     assert weight_bytes(1000, 8, scales=10) == 1040
     assert weight_bytes(7, 4) == 4 + 4
     assert bit_operations(10, 4, 8) == 320
+
+
+@st.composite
+def limited(draw: st.DrawFn) -> tuple[list[Choice], list[Group], float, tuple[float, ...]]:
+    """A problem of `problems` whose choices cost something else, too, with a budget for that; perhaps out of reach."""
+    choices, ties, budget = draw(problems())
+    kinds = draw(st.integers(1, 2))
+    costs = st.lists(st.integers(0, 20).map(float), min_size=kinds, max_size=kinds).map(tuple)
+    choices = [Choice(c.name, c.bits, c.cost, c.score, draw(costs)) for c in choices]
+    return (
+        choices,
+        ties,
+        budget,
+        draw(st.lists(st.integers(0, 60).map(float), min_size=kinds, max_size=kinds).map(tuple)),
+    )
+
+
+@settings(max_examples=60)
+@given(limited())
+def test_several_budgets_are_kept_at_once_at_the_least_score(
+    problem: tuple[list[Choice], list[Group], float, tuple[float, ...]],
+) -> None:
+    choices, ties, budget, further = problem
+    table = {(c.name, c.bits): c for c in choices}
+
+    def others(bits: dict[str, int]) -> list[float]:
+        return [math.fsum(table[item].further[k] for item in bits.items()) for k in range(len(further))]
+
+    fitting = [
+        score
+        for score, cost, bits in assignments(choices, ties)
+        if cost <= budget and all(total <= limit for total, limit in zip(others(bits), further, strict=True))
+    ]
+    if not fitting:
+        with pytest.raises(UsageError) as refused:
+            ilp(choices, budget, further=further, ties=ties)
+        assert refused.value.code == "EQ-U242"
+        return
+    found = ilp(choices, budget, further=further, ties=ties)
+    assert found.cost <= budget
+    assert all(total <= limit for total, limit in zip(others(dict(found.bits)), further, strict=True))
+    assert found.score == pytest.approx(min(fitting), abs=1e-6)
+
+
+def test_further_budgets_and_costs_must_match() -> None:
+    choices = [Choice("a", 8, 2, 0, (1.0,)), Choice("a", 4, 1, 1, (1.0,))]
+    with pytest.raises(UsageError, match="1 further kinds"):
+        ilp(choices, 2)
+    with pytest.raises(UsageError, match="more kinds"):
+        ilp([*choices, Choice("b", 4, 1, 1)], 2, further=(2,))
+    with pytest.raises(UsageError, match="least possible is 1"):
+        ilp(choices, 2, further=(0.5,))
