@@ -92,7 +92,8 @@ def _hosts(config: Path, depth: int) -> Iterator[str]:
 def _serial(root: Path) -> Iterator[Sighting]:
     named = {p.resolve().name: p.name for p in sorted(root.glob("dev/serial/by-id/*"))}
     for port in sorted([*root.glob("dev/ttyACM*"), *root.glob("dev/ttyUSB*")]):
-        yield Sighting("serial", f"/dev/{port.name}", named.get(port.name, "serial port on USB"), False)
+        what = named.get(port.name, "serial port on USB")
+        yield Sighting("serial", f"serial:///dev/{port.name}", f"{what}; for firmware with NAME_report", True)
 
 
 def _usb(root: Path) -> Iterator[Sighting]:

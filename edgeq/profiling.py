@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.artifact import Artifact
-from edgeq.devices.attached import Device, LocalDevice
-from edgeq.devices.computer import Computer
+from edgeq.devices.attached import Device
 from edgeq.devices.measured import Profile
 from edgeq.devices.timing import Runs
 from edgeq.errors import EdgeqError, InputError
 
+_APART = ("ssh://", "serial://")  # machines of their own
 _SCHEMAS = ("edgeq.profile/1", "edgeq.profiles/1")
 
 
@@ -107,7 +107,7 @@ def profile_all(
     Returns:
         In the order of `devices`; an error in place of a profile where there is none.
     """
-    here = [i for i, device in enumerate(devices) if not device.name.startswith("ssh://")]
+    here = [i for i, device in enumerate(devices) if not device.name.startswith(_APART)]
     groups = [here, *([i] for i in range(len(devices)) if i not in here)]
     found: dict[int, Profile | EdgeqError] = {}
     stopped = threading.Event()
@@ -130,7 +130,6 @@ def profile_all(
         except BaseException:  # interrupted: end what runs, so that the pool can end
             stopped.set()
             for device in devices:
-                if isinstance(device, (Computer, LocalDevice)):
-                    device.abort()
+                device.abort()
             raise
     return [found[i] for i in range(len(devices))]

@@ -27,6 +27,7 @@ EXTRAS = {
     "tflite": {"ai-edge-litert": "ai_edge_litert.interpreter", "litert-torch": "litert_torch"},
     "openvino": {"openvino": "openvino"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
+    "mcu": {"pyserial": "serial"},
     "vit": {"timm": "timm"},
     "whisper": {"openai-whisper": "whisper", "jiwer": "jiwer", "soundfile": "soundfile"},
     "yolo": {"pycocotools": "pycocotools", "ultralytics": "ultralytics"},

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 _Body = TypeVar("_Body", bound=Callable[..., Any])
 _ON = """Device: local, ssh://[user@]host[:port], qemu://rpi4 or rpi5 for ARM64 in an emulator, or qemu://BOARD for
-generated C (mps2-an385, -an386, -an500, -an505, mps3-an547)."""
+generated C (mps2-an385, -an386, -an500, -an505, mps3-an547), or serial://PORT[?baud=N] for a board that runs it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def opened(path: Path, on: Sequence[str], way: Way, seconds: float, console: Con
     edgeq verify out/vit_nano-rpi
     edgeq verify out/vit_nano-rpi --on ssh://pi@raspberrypi
     edgeq verify out/vit_micro-cortex-m4 --on qemu://mps3-an547
+    edgeq verify out/vit_micro-cortex-m4 --on serial:///dev/ttyACM0
     """,
 )
 @click.argument("artifact", type=_PATH)

@@ -62,6 +62,7 @@ def write_project(graph: IntGraph, folder: Path, vectors: Vectors, name: str | N
         **_sources(graph, writer, calls),
         **_kernels(calls),
         **_selftest(graph, prefix, vectors),
+        **{f"NAME_{name}": _template(name, {"UPPER": prefix.upper()}) for name in ("board.h", "board.c")},
         "Makefile": _template("Makefile"),
         "CMakeLists.txt": _template("CMakeLists.txt"),
     }

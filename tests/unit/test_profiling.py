@@ -18,7 +18,7 @@ from edgeq.errors import DeviceError, EdgeqError, InputError, InternalError
 from edgeq.history import entry, remember
 from edgeq.profiling import Baseline, profile_all
 
-NAMES = ("ssh://a", "local", "ssh://b", "qemu://mps2-an386")
+NAMES = ("ssh://a", "local", "ssh://b", "qemu://mps2-an386", "serial:///dev/ttyACM0")
 
 
 def profile(device: str = "ssh://a", p50: float | None = 10.0, **details: Any) -> Profile:
@@ -48,16 +48,19 @@ class Fake:
             raise self.error
         return profile(self.name)
 
+    def abort(self) -> None:
+        pass
+
 
 def test_devices_run_at_once_but_not_on_one_machine() -> None:
     lost = DeviceError("gone", code="EQ-X873")
     devices = [Fake(name, lost if name == "ssh://b" else None) for name in NAMES]
     done: list[int] = []
     found = profile_all(devices, None, "auto", None, done.append)  # type: ignore[arg-type]
-    assert [f.device if isinstance(f, Profile) else f.code for f in found] == [NAMES[0], NAMES[1], "EQ-X873", NAMES[3]]
-    assert sum(done) == 4
+    assert [f.device if isinstance(f, Profile) else f.code for f in found] == [*NAMES[:2], "EQ-X873", *NAMES[3:]]
+    assert sum(done) == 5
     assert not any({"local", "qemu://mps2-an386"} <= group for group in Fake.together)
-    assert any({"ssh://a", "ssh://b"} <= group for group in Fake.together)
+    assert any({"ssh://a", "ssh://b", "serial:///dev/ttyACM0"} <= group for group in Fake.together)
 
 
 def test_a_bug_in_one_thread_is_not_lost() -> None:

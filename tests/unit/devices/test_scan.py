@@ -34,8 +34,8 @@ def test_serial_ports_and_boards_on_usb(tmp_path: Path) -> None:
             (folder / "product").write_text(f"{product}\n")
     found = [(s.kind, s.address, s.description, s.usable) for s in scan(tmp_path, tmp_path / "none")]
     assert found[:4] == [
-        ("serial", "/dev/ttyACM0", "usb-STM_STLINK-if02", False),
-        ("serial", "/dev/ttyUSB1", "serial port on USB", False),
+        ("serial", "serial:///dev/ttyACM0", "usb-STM_STLINK-if02; for firmware with NAME_report", True),
+        ("serial", "serial:///dev/ttyUSB1", "serial port on USB; for firmware with NAME_report", True),
         ("usb", "1-1", "STMicroelectronics: STM32 STLink", False),
         ("usb", "1-3", "Raspberry Pi: product 0003", False),
     ]
