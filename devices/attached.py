@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from edgeq.artifact import Artifact
-from edgeq.devices import serial_line, ssh
+from edgeq.devices import adb, serial_line, ssh
 from edgeq.devices.arm64 import BOARDS, arm64_transport
 from edgeq.devices.boards import (
     EmulatedDevice,
@@ -37,6 +37,7 @@ from edgeq.graph.intgraph.file import load
 FORMS = (
     "local",
     ssh.FORM,
+    adb.FORM,
     serial_line.FORM,
     *(f"qemu://{board}" for board in BOARDS),
     *(f"qemu://{machine.board}" for machine in MACHINES.values()),
@@ -75,14 +76,14 @@ def open_device(
     Args:
         address: One of `FORMS`.
         threads: Threads of the runtime.
-        python: The interpreter of a device over ssh.
+        python: The interpreter of a device over ssh or adb.
         wait: Seconds to wait for another profiler to end.
         seconds: Longest measurement.
         waiting: Told who is waited for.
 
     Raises:
-        UsageError: EQ-U602 for no such kind of device, EQ-U601 for no such machine, EQ-U870 and EQ-U920 for a wrong
-            address.
+        UsageError: EQ-U602 for no such kind of device, EQ-U601 for no such machine, EQ-U870, EQ-U920 and EQ-U922 for a
+            wrong address.
     """
     kind, _, place = address.partition("://")
     if address == "local":
@@ -97,6 +98,9 @@ def open_device(
         return SerialDevice(serial_line.Address.parse(address), seconds)
     if kind == ssh.SCHEME:
         return Computer(ssh.SshTransport(ssh.Address.parse(address), python), threads, wait, seconds, waiting=waiting)
+    if kind == adb.SCHEME:
+        way = adb.AdbTransport(adb.Address.parse(address), python)
+        return Computer(way, threads, wait, seconds, waiting=waiting, notes=(adb.NOTE,))
     message = f"no device is called {address!r}"
     raise UsageError(message, code="EQ-U602", place="--on", hint=f"one of: {', '.join(FORMS)}")
 

@@ -28,6 +28,7 @@ from edgeq.graph.intgraph.graph import IntGraph
 C_FOLDER, C_SUFFIX = "c", ".intgraph"
 REPORTS = 5
 """Of a board on a serial line, measured where nobody says how many."""
+NOTE = "edgeq has met serial lines of emulated boards only, never a real one"
 
 
 class EmulatedDevice:
@@ -89,7 +90,8 @@ class SerialDevice:
         """
         (report,), error = self._receive(artifact, 1)
         del error
-        return exactly(self.name, Outcome(report.begin.vectors, report.different, report.largest))
+        found = exactly(self.name, Outcome(report.begin.vectors, report.different, report.largest))
+        return replace(found, details={**found.details, "notes": [NOTE]})
 
     def profile(self, artifact: Artifact, runs: Runs, against: Artifact | None = None) -> Profile:
         """See `Device`. Raises as `verify`; what is cut off keeps its reports until then, with a `Profile.error`.
@@ -113,7 +115,7 @@ class SerialDevice:
         layers = layer_costs(load(artifact.model_file), ticks.tolist()) if ticks.any() else []
         notes = [f"{unit} of the board, with the interrupts of its firmware"]
         notes += [] if layers else ["the layers are not told apart: compile with -DEDGEQ_LAYER=NAME_layer_done"]
-        notes.append("edgeq has met serial lines of emulated boards only, never a real one")
+        notes.append(NOTE)
         found = Profile(self.name, unit, p50, p90, p99, len(reports), layers, shipped_memory(artifact), tuple(notes))
         return replace(found, error=error)
 

@@ -40,6 +40,7 @@ class Computer:
         seconds: Longest measurement.
         timed: Whether its time means anything; an emulator's does not.
         waiting: Told who is waited for.
+        notes: What is to be said of every result.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Computer:
         seconds: float = MEASURE_SECONDS,
         timed: bool = True,
         waiting: Callable[[str], None] = lambda holder: None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.name = transport.name
+        self._notes = notes
         self._waiting = waiting
         self._transport, self._threads = transport, threads
         self._wait, self._seconds, self._timed = wait, seconds, timed
@@ -64,7 +67,7 @@ class Computer:
             MissingError: EQ-P871 or EQ-P872, Python or the runtime is absent there.
             DeviceError: EQ-X870 to EQ-X879, there is no connection, no room, no answer.
         """
-        with self._open(artifact) as (link, _):
+        with self._open(artifact) as (link, notes):
             found = link.ask("verify", artifact=link.place(artifact), threads=self._threads)
         limits, labelled = artifact.manifest.golden, artifact.manifest.labels is not None
         details = {
@@ -72,6 +75,7 @@ class Computer:
             "agreement": found["agreement"],
             "limits": {"min_sqnr_db": limits.min_sqnr_db, "min_agreement": limits.min_agreement if labelled else None},
             "max_difference": found["max_difference"],
+            "notes": notes,
         }
         return Verification(self.name, found["vectors"], found["exact"], None, found["passed"], details)
 
@@ -140,7 +144,7 @@ class Computer:
             with Link(self._transport) as link:
                 _check_runtime(link.hello, SUFFIXES[suffix], self.name)
                 why = link.lock(self._wait, self._waiting) if self._timed else None
-                yield link, [why] if why else []
+                yield link, [*self._notes, *([why] if why else [])]
         finally:
             self._transport.close()
 

@@ -16,7 +16,7 @@ from edgeq.devices.measured import Profile
 from edgeq.devices.timing import Runs
 from edgeq.errors import EdgeqError, InputError
 
-_APART = ("ssh://", "serial://")  # machines of their own
+_APART = ("ssh://", "adb://", "serial://")  # machines of their own
 _SCHEMAS = ("edgeq.profile/1", "edgeq.profiles/1")
 
 
