@@ -112,18 +112,21 @@ def _remembered(bundle: Artifact, row: Mapping[str, Any]) -> dict[str, Any] | No
     from edgeq import history
     from edgeq.config_keys import SUFFIXES
     from edgeq.devices.environment import runtime_version
+    from edgeq.profiling import conditions, reasons
 
     runtime = runtime_version(SUFFIXES[bundle.model_file.suffix], row["environment"]["packages"])
-    new = history.entry(bundle.model_sha256, row, runtime)
+    new = history.entry(bundle.model_sha256, row, runtime, conditions(row))
     if new is None:
         return None
     earlier = history.remember(str(bundle.manifest.model["name"]), new)
+    last = earlier[0] if earlier else None
     best = min((e.p50 for e in earlier), default=None)
     return {
         "new": new.to_dict(),
         "earlier": [e.to_dict() for e in earlier],
         "best": best,
         "regressed": None if best is None else new.p50 > SLOWER * best,
+        "why": reasons(new.p50 / last.p50, last.conditions, new.conditions) if last and last.conditions else [],
     }
 
 
@@ -200,8 +203,15 @@ def _show_gate(console: Console, gate: Mapping[str, Any] | None) -> None:
     how = "in alternation" if gate["paired"] else "measured apart"
     ends = "" if gate["interval"] is None else " (95 %: {:+.1f} to {:+.1f} %)".format(*gate["interval"])
     console.result(f"against {gate['baseline']:,.3f} {gate['unit']}, {how}: {gate['slowdown']:+.1f} %{ends}")
+    _show_reasons(console, gate["why"])
     if not gate["passed"]:
         console.result(f"MISSED: slower than the baseline by more than {gate['max_slowdown']:g} %")
+
+
+def _show_reasons(console: Console, why: Sequence[str]) -> None:
+    """Why two medians differ, where they do."""
+    for reason in why:
+        console.result(f"why: {reason}")
 
 
 def _show_history(console: Console, found: Mapping[str, Any]) -> None:
@@ -219,6 +229,7 @@ def _show_history(console: Console, found: Mapping[str, Any]) -> None:
         for e in found["earlier"]
     ]
     console.result_table(("earlier", "artifact", "runtime", found["new"]["unit"], "now"), rows)
+    _show_reasons(console, found["why"])
     if found["regressed"]:
         slower = 100 * (found["new"]["p50"] / found["best"] - 1)
         console.result(f"REGRESSION: {slower:.0f} % slower than the best of these")
