@@ -93,7 +93,7 @@ def remember(model: str, new: Entry, file: Path | None = None) -> list[Entry]:
         same = (model, new.device, new.board, new.unit, new.threads)
         where = "model = ? AND device = ? AND board = ? AND unit = ? AND threads = ?"
         query = f"SELECT {_COLUMNS} FROM profiles WHERE {where} ORDER BY id DESC LIMIT {SHOWN}"
-        earlier = [Entry(*row[:-1], _read(row[-1])) for row in store.execute(query, same)]
+        earlier = [Entry(*(*row[:-1], _read(row[-1]))) for row in store.execute(query, same)]
         held = {**asdict(new), "conditions": json.dumps(dict(new.conditions))}
         marks = ", ".join("?" * (1 + len(Entry.__dataclass_fields__)))
         store.execute(f"INSERT INTO profiles (model, {_COLUMNS}) VALUES ({marks})", (model, *held.values()))
