@@ -284,6 +284,7 @@ def _microcontroller(shipped: Candidate, program: Mapping[str, Any]) -> dict[str
         "flash_bytes": memory.flash,
         "ram_bytes": memory.ram,
         "arena_bytes": memory.arena,
+        "patches": None if memory.patches is None else asdict(memory.patches),
         "code_bytes": emulated and emulated["code_bytes"],
         "stack_bytes": emulated and emulated["stack_bytes"],
         "machine": emulated and emulated["machine"],

@@ -48,6 +48,8 @@ class ExportConfig:
         method: How tensors are made to fit their grids, and how ranges are chosen.
         rounding: How weights are rounded.
         keep_float: Operations that stay float: `auto`, `none`, how many tensors to free, or names.
+        patches: Whether the first operations on a microcontroller run in patches: `auto` (where RAM does not suffice
+            otherwise), `none`, or how many patches.
         calib: Calibration samples.
         degrade: Degradations of half the calibration samples, where weights are rounded and widths tried.
         samples: Number of calibration samples to use.
@@ -81,6 +83,7 @@ class ExportConfig:
     method: str = "auto"
     rounding: str = "auto"
     keep_float: str = "auto"
+    patches: str = "auto"
     calib: Path | None = None
     degrade: str = "none"
     samples: int = 128

@@ -55,6 +55,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--rounding", metavar="NAME", help="How weights are rounded: auto, nearest, gptq, ...; `edgeq methods`.")
 @click.option("--keep-float", metavar="NAMES", help="Operations kept float: auto, none, the N worst, or names.")
+@click.option("--patches", metavar="N", help="Microcontrollers: first layers in N bands of rows; auto if RAM is short.")
 @click.option(
     "--budget-minutes",
     type=float,
@@ -161,6 +162,12 @@ def _show_program(console: Console, program: Mapping[str, Any], target: Target) 
     sizes = [f"{kind} {used / 1024:.1f}{f' of {limit}' if limit else ''} KiB" for kind, used, limit in parts]
     code = "" if program["code_bytes"] is None else f", and {program['code_bytes'] / 1024:.1f} KiB of code"
     console.result(f"C: {', '.join(sizes)} (arena {program['arena_bytes'] / 1024:.1f} KiB){code}")
+    if patches := program["patches"]:
+        ram, whole, moved = (n / 1024 for n in (program["ram_bytes"], patches["ram_whole"], patches["moved"]))
+        console.result(
+            f"the first {patches['ops']} layers run in {patches['count']} patches: RAM {ram:.1f} instead of "
+            f"{whole:.1f} KiB, no product computed twice, {moved:.0f} KiB of rows moved a run"
+        )
     if program["exact"]:
         console.result("C and interpreter give the same integers")
     if program["instructions"] is not None:

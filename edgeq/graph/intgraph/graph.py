@@ -298,6 +298,23 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Patches:
+    """The first operations of a network run patch by patch (`edgeq.graph.intgraph.patches`); no integer changes.
+
+    Args:
+        ops: How many operations.
+        count: How many patches.
+    """
+
+    ops: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ops < 0 or self.count < 1 or (self.ops == 0) != (self.count == 1):
+            raise InternalError(f"{self.count} patches of {self.ops} operations", code="EQ-Z500", place="patches")
+
+
+@dataclass(frozen=True)
 class IntGraph:
     """A network of integers.
 
@@ -308,6 +325,7 @@ class IntGraph:
         constants: Codes of the tensors that are constant, flat.
         inputs: In the order of the float network.
         outputs: Likewise.
+        patches: Which operations run in patches.
     """
 
     name: str
@@ -316,6 +334,7 @@ class IntGraph:
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
+    patches: Patches = Patches()
 
     def __post_init__(self) -> None:
         ready = {port.tensor for port in self.inputs} | set(self.constants)
@@ -327,6 +346,8 @@ class IntGraph:
         lost = [p.tensor for p in self.outputs if p.tensor not in ready]
         if lost or not self.outputs or not self.inputs:
             raise InternalError(f"{self.name} has no way to its outputs {lost}", code="EQ-Z500", place=self.name)
+        if self.patches.ops > len(self.ops):
+            raise InternalError(f"{self.name} has fewer operations than its patches", code="EQ-Z500", place=self.name)
         for name, codes in self.constants.items():
             tensor = self.tensors[name]
             if codes.size != tensor.size or codes.min() < tensor.low or codes.max() > tensor.high:

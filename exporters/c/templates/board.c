@@ -101,7 +101,7 @@ static void count_ticks(int index)
     const uint32_t passed = READ_TICKS() - since;
     total += passed;
     if (index >= 0) {
-        layer_ticks[index] = passed;
+        layer_ticks[index] += passed; /* a layer in patches ends several times */
     }
     since = READ_TICKS();
 }
@@ -146,6 +146,9 @@ static void report_layers(void)
 void NAME_report(uint8_t *arena)
 {
     greet();
+    for (int i = 0; i < @UPPER@_LAYERS; i++) {
+        layer_ticks[i] = 0;
+    }
     for (int v = 0; v < NAME_VECTORS; v++) {
         uint32_t largest = 0;
         total = 0;
