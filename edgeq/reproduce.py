@@ -10,8 +10,11 @@ from pathlib import Path
 from edgeq.artifact import Artifact, Manifest, describe_files
 from edgeq.build import build_scheme
 from edgeq.bundle import BundleParts, Choice, write_artifact_files
+from edgeq.config import ExportConfig
 from edgeq.errors import DataError
+from edgeq.hashing import file_sha256
 from edgeq.origin import open_whole, recorded_config, require_same_weights
+from edgeq.ported import is_ported, resolve_ported, write_ported
 from edgeq.progress import Progress
 from edgeq.session import Stages, prepare
 
@@ -52,10 +55,12 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
     manifest = open_whole(folder, "edgeq reproduce {}").manifest
     config = recorded_config(manifest, folder, inputs)
     stages = Stages(progress)
+    if is_ported(config):
+        return _ported_again(config, manifest)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
         job = prepare(config, Path(scratch), stages)
         items = job.first.samples.calibration_items
-        require_same_weights(manifest, job.first.adapter.loaded)
+        require_same_weights(manifest, job.first.adapter.loaded.weights_sha256)
         _require_same_items(manifest, [i.sha256 for i in items])
         shipped = {}
         for name, session in job.sessions.items():
@@ -66,6 +71,19 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
         judged = {name: (candidate,) for name, candidate in shipped.items()}
         write_artifact_files(rebuilt, BundleParts(job, Choice(shipped, judged)))
         found = {f["path"]: f["sha256"] for f in describe_files(rebuilt)}
+    return _compared(manifest, found)
+
+
+def _ported_again(config: ExportConfig, manifest: Manifest) -> Reproduction:
+    """The C of a file of integers written again."""
+    require_same_weights(manifest, file_sha256(Path(config.model)))
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+        write_ported(config, resolve_ported(config), Path(scratch))
+        found = {f["path"]: f["sha256"] for f in describe_files(Path(scratch))}
+    return _compared(manifest, found)
+
+
+def _compared(manifest: Manifest, found: Mapping[str, str]) -> Reproduction:
     recorded = {f["path"]: f["sha256"] for f in manifest.files}
     return Reproduction(
         equal=tuple(p for p, h in recorded.items() if found.get(p) == h),

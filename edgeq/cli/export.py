@@ -80,7 +80,8 @@ _PATH = click.Path(path_type=Path)
 def export(console: Console, settings: Settings, model: str | None, show_config: bool, **flags: object) -> int:
     """Quantize MODEL for TARGET, measure every candidate, and write the best one as a self-contained folder.
 
-    MODEL is a name (`edgeq models`), family:architecture, or an ONNX file.
+    MODEL is a name (`edgeq models`), family:architecture, or an ONNX file; for microcontrollers also an int8 .tflite
+    file, whose integers are taken as they are.
 
     Raises:
         EdgeqError: Whatever keeps the artifact from being written; nothing is left behind.
@@ -132,7 +133,8 @@ def _show(console: Console, result: ExportResult) -> None:
     )
     latency = summary["latency"]
     timed = "" if latency is None else f", {latency['float']:.2f} ms on this machine"
-    console.result(f"float: {summary['float_bytes'] / 1e6:.2f} MB{timed}")
+    if summary["float_bytes"] is not None:
+        console.result(f"float: {summary['float_bytes'] / 1e6:.2f} MB{timed}")
     if summary["microcontroller"]:
         _show_program(console, summary["microcontroller"], result.target)
     if metric := summary["metric"]:
@@ -143,6 +145,12 @@ def _show(console: Console, result: ExportResult) -> None:
         )
         for name, scores in metric["also"].items():
             console.result(f"{name}: float {scores['float']:.2f}, artifact {scores['quantized']:.2f}")
+    if ported := summary.get("ported"):
+        console.result(
+            f"beside LiteRT's reference kernels: {ported['different']} of {ported['codes']} codes differ, by "
+            f"{ported['largest']} at most; the largest output is the same for {100 * ported['agreement']:.0f} % of "
+            f"{ported['inputs']} random inputs"
+        )
     for name, candidate in judged:
         for reason in candidate.rejected:
             console.result(f"{name} {candidate.scheme}: {reason}".strip())

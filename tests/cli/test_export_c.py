@@ -148,7 +148,7 @@ def test_verify_and_profile_speak_json_and_tables(exported: Exported) -> None:
     assert found["schema"] == "edgeq.profile/1" and len(found["layers"]) > 10
     done = edgeq("profile", summary["artifact"], "--on", board, "--per-op", cwd=cwd)
     assert done.returncode == 0 and "stages_0_second_0" in done.stdout
-    done = edgeq("profile", summary["artifact"], "--on", "serial:///dev/ttyS0", "--json", cwd=cwd)
+    done = edgeq("profile", summary["artifact"], "--on", "can://0", "--json", cwd=cwd)
     assert (done.returncode, json.loads(done.stdout)["code"]) == (2, "EQ-U602")
     weights = cwd / summary["artifact"] / "c" / "cifar_cnn_weights.c"
     kept = weights.read_text()

@@ -92,7 +92,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Window:
-    """Geometry of a convolution or a pooling over an image `(height, width, channels)`."""
+    """Geometry of a convolution or a pooling over an image `(height, width, channels)`.
+
+    `padding` is border above and left, and as much below and right, where `extra` rows and columns are added.
+    """
 
     height: int
     width: int
@@ -101,11 +104,13 @@ class Window:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
+    extra: tuple[int, int] = (0, 0)
 
     @property
     def output(self) -> tuple[int, int]:
         """Height and width of the result."""
-        sizes = zip((self.height, self.width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        held = (self.height + self.extra[0], self.width + self.extra[1])
+        sizes = zip(held, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
         return rows, columns
 
