@@ -271,7 +271,7 @@ def _softmax(writer: Writer, index: int, op: Softmax) -> Call:
     values = (op.rows, op.length, wide, *numbers, writer.grid(op.output))
     x, y = writer.at(op.inputs[0]), writer.at(op.output)
     call = writer.call("softmax", x, f"&exponents{index}", powers.name, y, writer.scratch(index))
-    return Call(op, ("zeros", "softmax"), (powers,), (writer.parameters("exponents", index, values), call))
+    return Call(op, ("zeros", *_GEMM, "softmax"), (powers,), (writer.parameters("exponents", index, values), call))
 
 
 def _norm(writer: Writer, index: int, op: Norm) -> Call:
