@@ -136,6 +136,7 @@ def describe() -> dict[str, Any]:
     return {
         "environment": environment(),
         "board": sensors.board(),
+        "boot_id": sensors.boot_id(),
         "executable": sys.executable,
         "bits": 8 * struct.calcsize("P"),
         "kernel": platform.release(),

@@ -1,37 +1,44 @@
-"""Devices that run artifacts, named as `--on` names them: computers, this one too, and emulated microcontrollers.
+"""Devices that run artifacts, named as `--on` names them: computers, this one too, and microcontrollers.
 
-Another kind of device (over a serial line, say) is a class with the members of `Device` and a line in `open_device`; a
-computer that is reached in another way is a `edgeq.devices.link.Transport`.
+Another kind of device is a class with the members of `Device` and a line in `open_device`; a computer that is reached
+in another way is a `edgeq.devices.link.Transport`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from edgeq.artifact import Artifact
-from edgeq.devices import ssh
+from edgeq.devices import adb, serial_line, ssh
 from edgeq.devices.arm64 import BOARDS, arm64_transport
-from edgeq.devices.base import LayerCost
+from edgeq.devices.boards import (
+    EmulatedDevice,
+    SerialDevice,
+    beside,
+    exactly,
+    layer_costs,
+    project_of,
+    shipped_memory,
+)
 from edgeq.devices.computer import MEASURE_SECONDS, WAIT_SECONDS, Computer
-from edgeq.devices.cortex_m import COMPILER, INSTALL, MACHINES, machine_named, missing_tools, run_emulated
+from edgeq.devices.cortex_m import MACHINES, machine_named
 from edgeq.devices.host import run_on_host
 from edgeq.devices.link import ProcessTransport
 from edgeq.devices.measured import Profile, Verification
-from edgeq.devices.program import Outcome, command
 from edgeq.devices.timing import Runs
-from edgeq.errors import MissingError, UsageError
+from edgeq.errors import UsageError
 from edgeq.graph.intgraph.file import load
 
-C_FOLDER, C_SUFFIX = "c", ".intgraph"
 FORMS = (
     "local",
     ssh.FORM,
+    adb.FORM,
+    serial_line.FORM,
     *(f"qemu://{board}" for board in BOARDS),
     *(f"qemu://{machine.board}" for machine in MACHINES.values()),
 )
@@ -50,6 +57,9 @@ class Device(Protocol):
 
     def profile(self, artifact: Artifact, runs: Runs, against: Artifact | None = None) -> Profile:
         """Measure an inference of the first golden vector; `against` another one, alternating where that can be."""
+
+    def abort(self) -> None:
+        """End what runs, from another thread."""
 
 
 @runtime_checkable
@@ -74,13 +84,14 @@ def open_device(
     Args:
         address: One of `FORMS`.
         threads: Threads of the runtime.
-        python: The interpreter of a device over ssh.
+        python: The interpreter of a device over ssh or adb.
         wait: Seconds to wait for another profiler to end.
         seconds: Longest measurement.
         waiting: Told who is waited for.
 
     Raises:
-        UsageError: EQ-U602 for no such kind of device, EQ-U601 for no such machine, EQ-U870 for a wrong address.
+        UsageError: EQ-U602 for no such kind of device, EQ-U601 for no such machine, EQ-U870, EQ-U920 and EQ-U922 for a
+            wrong address.
     """
     kind, _, place = address.partition("://")
     if address == "local":
@@ -91,8 +102,13 @@ def open_device(
         return Computer(arm64_transport(place), threads, wait, seconds, timed=False)
     if kind == "qemu" and place:
         return EmulatedDevice(machine_named(place))
+    if kind == serial_line.SCHEME:
+        return SerialDevice(serial_line.Address.parse(address), seconds)
     if kind == ssh.SCHEME:
         return Computer(ssh.SshTransport(ssh.Address.parse(address), python), threads, wait, seconds, waiting=waiting)
+    if kind == adb.SCHEME:
+        way = adb.AdbTransport(adb.Address.parse(address), python)
+        return Computer(way, threads, wait, seconds, waiting=waiting, notes=(adb.NOTE,))
     message = f"no device is called {address!r}"
     raise UsageError(message, code="EQ-U602", place="--on", hint=f"one of: {', '.join(FORMS)}")
 
@@ -116,8 +132,8 @@ class LocalDevice:
             MissingError: The runtime, or a compiler, is not installed.
             DeviceError: It does not run.
         """
-        if project := _project(artifact):
-            return _exactly(self.name, run_on_host(project).outcome)
+        if project := project_of(artifact):
+            return exactly(self.name, run_on_host(project).outcome)
         return self._computer.verify(artifact)
 
     def describe(self) -> dict[str, Any]:
@@ -130,92 +146,17 @@ class LocalDevice:
 
     def profile(self, artifact: Artifact, runs: Runs, against: Artifact | None = None) -> Profile:
         """See `Device`. Raises as `verify`."""
-        if project := _project(artifact):
+        if project := project_of(artifact):
             found = self._profile_c(artifact, project, HOST_RUNS if runs == "auto" else runs)
-            return _beside(found, None if against is None else self.profile(against, runs))
+            return beside(found, None if against is None else self.profile(against, runs))
         return self._computer.profile(artifact, runs, against)
 
     def _profile_c(self, artifact: Artifact, project: Path, runs: int) -> Profile:
-        run, graph = run_on_host(project, runs), load(artifact.model_file)
-        names = ((op.name, type(op).__name__) for op in graph.ops)
-        layers = [LayerCost(*name, value) for name, value in zip(names, run.layers, strict=True)]
+        run = run_on_host(project, runs)
+        layers = layer_costs(load(artifact.model_file), run.layers)
         p50, p90, p99 = (float(v) for v in np.percentile(run.runs, (50, 90, 99)))
-        return Profile(self.name, "ms", p50, p90, p99, runs, layers, _memory(artifact), _elsewhere(artifact))
-
-
-class EmulatedDevice:
-    """A microcontroller in QEMU: instructions, which are the same in every run, not cycles.
-
-    Args:
-        core: Key of `edgeq.devices.cortex_m.MACHINES`.
-    """
-
-    def __init__(self, core: str) -> None:
-        self._core = core
-        self.name = f"qemu://{MACHINES[core].board}"
-
-    def verify(self, artifact: Artifact) -> Verification:
-        """See `Device`.
-
-        Raises:
-            UsageError: EQ-U603, the artifact is no C project.
-            MissingError: EQ-P500, a tool is not installed.
-            DeviceError: EQ-X500, it does not build or run.
-        """
-        return _exactly(self.name, run_emulated(self._project(artifact), self._core).outcome)
-
-    def profile(self, artifact: Artifact, runs: Runs, against: Artifact | None = None) -> Profile:
-        """See `Device`; one run, whatever `runs` says. Raises as `verify`."""
-        other = None if against is None else self.profile(against, runs)
-        run, graph = run_emulated(self._project(artifact), self._core), load(artifact.model_file)
-        names = ((op.name, type(op).__name__) for op in graph.ops)
-        layers = [LayerCost(*name, value) for name, value in zip(names, run.layers, strict=True)]
-        memory = {**_memory(artifact), "code": run.code, "stack": run.stack}
-        note = "instructions, not cycles: no wait states of flash, no dual issue, no beats of vectors"
-        found = Profile(self.name, "instructions", run.total, run.total, run.total, 1, layers, memory, (note,))
-        return _beside(found, other)
-
-    def describe(self) -> dict[str, Any]:
-        """Board and compiler. Raises MissingError as `verify`."""
-        if lacking := missing_tools():
-            raise MissingError(lacking, code="EQ-P500", hint=INSTALL)
-        return {"board": MACHINES[self._core].board, "compiler": command([COMPILER, "--version"], 30).splitlines()[0]}
-
-    def _project(self, artifact: Artifact) -> Path:
-        project = _project(artifact)
-        if project is None:
-            raise UsageError(
-                f"{self.name} runs C, and the artifact holds {artifact.manifest.entry}",
-                code="EQ-U603",
-                place="--on",
-                hint="--on local, or export for a microcontroller: --device cortex-m4",
-            )
-        return project
-
-
-def _project(artifact: Artifact) -> Path | None:
-    """The C project of an artifact, if it is one for microcontrollers."""
-    return artifact.folder / C_FOLDER if artifact.model_file.suffix == C_SUFFIX else None
-
-
-def _memory(artifact: Artifact) -> dict[str, int]:
-    """What the exporter found the program to take."""
-    shipped = artifact.evidence()["candidates"][0]["file"]["memory"]
-    return {name: int(shipped[name]) for name in ("flash", "ram", "arena")}
+        return Profile(self.name, "ms", p50, p90, p99, runs, layers, shipped_memory(artifact), _elsewhere(artifact))
 
 
 def _elsewhere(artifact: Artifact) -> tuple[str, ...]:
     return (f"milliseconds of this machine, not of {artifact.manifest.target}",)
-
-
-def _beside(found: Profile, other: Profile | None) -> Profile:
-    """The same with another artifact's median, measured in runs of its own."""
-    if other is None or found.p50 is None or other.p50 is None:
-        return found
-    ratio = {"baseline": other.p50, "this": found.p50, "ratio": found.p50 / other.p50}
-    return replace(found, details={**found.details, "against": {"paired": False, "unit": found.unit, **ratio}})
-
-
-def _exactly(device: str, outcome: Outcome) -> Verification:
-    exact = outcome.different == 0
-    return Verification(device, outcome.vectors, exact, outcome.largest, exact, {"different": outcome.different})

@@ -22,6 +22,7 @@ from edgeq.errors import DeviceError, EdgeqError, MissingError, UsageError
 
 WAIT_SECONDS = 60.0
 MEASURE_SECONDS = 10.0
+LOST = "EQ-X873"
 DRIFTED = 0.03
 NOISY = 1.2
 WRONG_DB = 10.0
@@ -40,6 +41,7 @@ class Computer:
         seconds: Longest measurement.
         timed: Whether its time means anything; an emulator's does not.
         waiting: Told who is waited for.
+        notes: What is to be said of every result.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Computer:
         seconds: float = MEASURE_SECONDS,
         timed: bool = True,
         waiting: Callable[[str], None] = lambda holder: None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.name = transport.name
+        self._notes, self._aborted = notes, False
         self._waiting = waiting
         self._transport, self._threads = transport, threads
         self._wait, self._seconds, self._timed = wait, seconds, timed
@@ -64,7 +68,7 @@ class Computer:
             MissingError: EQ-P871 or EQ-P872, Python or the runtime is absent there.
             DeviceError: EQ-X870 to EQ-X879, there is no connection, no room, no answer.
         """
-        with self._open(artifact) as (link, _):
+        with self._open(artifact) as (link, notes):
             found = link.ask("verify", artifact=link.place(artifact), threads=self._threads)
         limits, labelled = artifact.manifest.golden, artifact.manifest.labels is not None
         details = {
@@ -72,6 +76,7 @@ class Computer:
             "agreement": found["agreement"],
             "limits": {"min_sqnr_db": limits.min_sqnr_db, "min_agreement": limits.min_agreement if labelled else None},
             "max_difference": found["max_difference"],
+            "notes": notes,
         }
         return Verification(self.name, found["vectors"], found["exact"], None, found["passed"], details)
 
@@ -99,9 +104,10 @@ class Computer:
                 limit = self._transport.limits.answer + 3 * self._seconds
                 found = link.ask("profile", seen, limit=limit, **request)
             except DeviceError as error:
+                traced = self._traced(error, link.hello)
                 if not times:
-                    raise
-                return self._partial(artifact, times, environment, error)
+                    raise traced from error
+                return self._partial(artifact, times, environment, traced)
         return self._whole(artifact, found, environment, notes)
 
     def describe(self) -> dict[str, Any]:
@@ -114,6 +120,7 @@ class Computer:
 
     def abort(self) -> None:
         """End what runs there, from another thread."""
+        self._aborted = True
         self._transport.close()
 
     def clean(self) -> dict[str, int]:
@@ -140,9 +147,28 @@ class Computer:
             with Link(self._transport) as link:
                 _check_runtime(link.hello, SUFFIXES[suffix], self.name)
                 why = link.lock(self._wait, self._waiting) if self._timed else None
-                yield link, [why] if why else []
+                yield link, [*self._notes, *([why] if why else [])]
         finally:
             self._transport.close()
+
+    def _traced(self, error: DeviceError, hello: Mapping[str, Any]) -> DeviceError:
+        """A lost connection with its cause, as far as a new one tells: a restart, or only the way between."""
+        if error.code != LOST or self._aborted or not hello.get("boot_id"):
+            return error
+        self._transport.close()
+        try:
+            with Link(self._transport) as link:
+                again = link.hello.get("boot_id")
+        except EdgeqError:
+            cause, hint = "it does not answer now", error.hint
+        else:
+            if again == hello["boot_id"]:
+                cause, hint = "it kept running, so the way between was cut", "see whether its network or cable holds"
+            else:
+                cause, hint = "it was restarted meanwhile", "look at its supply, its temperature and its memory"
+        finally:
+            self._transport.close()
+        return DeviceError(f"{error.message}; {cause}", code=LOST, place=error.place, hint=hint)
 
     def _whole(
         self, artifact: Artifact, found: Mapping[str, Any], environment: Mapping[str, Any], notes: list[str]

@@ -14,17 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from edgeq.devices.program import (
-    LAYER_HOOK,
-    SOURCES,
-    Outcome,
-    broken,
-    command,
-    fill,
-    numbers,
-    outcome,
-    prefix_of,
-)
+from edgeq.devices.frames import FrameReader, Report
+from edgeq.devices.program import BOARD, SOURCES, Outcome, broken, command, fill, numbers, prefix_of
 from edgeq.errors import MissingError, unknown_name
 
 INSTALL = "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
@@ -143,21 +134,22 @@ def run_emulated(
     machine, prefix = MACHINES[core], prefix_of(project)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
         folder = Path(scratch)
-        program = _build(project, prefix, machine, folder, (optimize, *(["-DEDGEQ_PLAIN_C"] if plain else [])))
+        program = build(project, core, folder, (optimize, *(["-DEDGEQ_PLAIN_C"] if plain else [])))
         sizes = {part: _text_bytes(folder / f"{prefix}{part}.o", seconds) for part in SOURCES}
         emulate = [EMULATOR, "-M", machine.board, "-nographic", "-monitor", "none", "-serial", "none"]
         options = ["-semihosting-config", "enable=on,target=native", "-icount", "shift=6", "-kernel", str(program)]
-        said = command([*emulate, *options], seconds, codes=(0, 1))
+        said = command([*emulate, *options], seconds)
     ticks, instructions = machine.ticks
-    layers = tuple(n * instructions // ticks for n in numbers(said, "LAYER"))
-    totals, stack = numbers(said, "TOTAL"), numbers(said, "STACK")
-    if not (layers and totals and stack):
+    reports = [event for event in FrameReader().feed(said.encode("ascii", "replace")) if isinstance(event, Report)]
+    stack = numbers(said, "STACK")
+    if not (reports and stack):
         raise broken(core, said)
+    report = reports[0]
     return EmulatedRun(
-        outcome=outcome(project, prefix, said),
+        outcome=Outcome(report.begin.vectors, report.different, report.largest),
         machine=machine.board,
-        layers=layers,
-        total=totals[0] * instructions // ticks,
+        layers=tuple(n * instructions // ticks for n in report.layers),
+        total=report.ticks[0] * instructions // ticks,
         code=sizes[""] + sizes["_kernels"],
         constants=sizes["_weights"],
         stack=stack[0],
@@ -169,15 +161,30 @@ def _text_bytes(file: Path, seconds: float) -> int:
     return int(command(["arm-none-eabi-size", str(file)], seconds).splitlines()[1].split()[0])
 
 
-def _build(project: Path, prefix: str, machine: Machine, scratch: Path, flags: tuple[str, ...]) -> Path:
-    """The linked program."""
+def build(project: Path, core: str, scratch: Path, flags: tuple[str, ...] = ("-O3",)) -> Path:
+    """Compile and link a generated project with its start-up for an emulated board.
+
+    Args:
+        project: Folder that `edgeq.exporters.c.project.write_project` wrote.
+        core: Key of `MACHINES`.
+        scratch: Where objects and the program go.
+        flags: Further ones of the compiler; `-DEDGEQ_UART=ADDRESS` reports there, for ever, instead of by semihosting.
+
+    Returns:
+        The program.
+
+    Raises:
+        DeviceError: EQ-X500, it does not build.
+    """
+    machine, prefix = MACHINES[core], prefix_of(project)
     regions = {"code": machine.code, "flash": machine.flash, "ram": machine.ram}
     values = {name: f"ORIGIN = {start:#x}, LENGTH = {size}K" for name, (start, size) in regions.items()}
     harness, script = (fill(name, prefix, values, scratch) for name in ("cortex_m.c", "cortex_m.ld"))
     program = scratch / "program.elf"
-    cpu = [*machine.flags, "-mthumb", *flags, "-ffunction-sections", LAYER_HOOK]
+    hooks = [f"-DEDGEQ_LAYER={prefix}_layer_done", "-DEDGEQ_TICKS=edgeq_ticks"]
+    cpu = [*machine.flags, "-mthumb", *flags, "-ffunction-sections", *hooks]
     objects = []
-    for source in [*(project / f"{prefix}{part}.c" for part in SOURCES), harness]:
+    for source in [*(project / f"{prefix}{part}.c" for part in (*SOURCES, BOARD)), harness]:
         objects.append(str(scratch / f"{source.stem}.o"))
         strict = ("-std=gnu99",) if source == harness else WARNINGS
         command([COMPILER, *cpu, *strict, "-I", str(project), "-c", str(source), "-o", objects[-1]], 120)

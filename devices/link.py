@@ -6,17 +6,20 @@ else is counted and thrown away, and each step has a limit of time that a slow b
 
 from __future__ import annotations
 
+import base64
 import getpass
 import hashlib
 import json
 import os
 import secrets
 import selectors
+import shlex
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +82,47 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Leave nothing running."""
+
+
+def checked_python(python: str) -> str:
+    """`python`, once it can be the name or path of an interpreter.
+
+    Raises:
+        UsageError: EQ-U870, it cannot.
+    """
+    if not python or not python.isprintable():
+        message, hint = f"{python!r} is no name of a program", "such as --python /opt/venv/bin/python"
+        raise UsageError(message, code="EQ-U870", place="--python", hint=hint)
+    return python
+
+
+def agent_command(python: str, boot: str, word: str) -> str:
+    """A line for a POSIX shell on a device that runs `python -c boot` and then says how that ended.
+
+    Args:
+        python: Name or path of the interpreter there.
+        boot: What `python -c` is given.
+        word: Before the last line, as for `Transport.start`.
+    """
+    # Letters, digits and quotes only, which every login shell passes on unchanged.
+    encoded = base64.b64encode(boot.encode()).decode()
+    program = f'import base64;exec(base64.b64decode("{encoded}"))'
+    run = f"{shlex.quote(python)} -c {shlex.quote(program)}"
+    return f'{run}; printf \'%s {{"event":"exit","code":%d}}\\n\' {word} $?'
+
+
+def ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a process ends within some seconds."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+        return True
+    return False
+
+
+def last_line(text: str) -> str:
+    """The last line with something in it, shortened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
 
 
 class ProcessTransport:
@@ -354,7 +398,7 @@ class Link:
         said = self._said.decode(errors="replace")
         if (error := self._transport.explain(said)) is not None:
             return error
-        place, last = self._transport.name, (said.strip().splitlines() or ["it said nothing"])[-1][:300]
+        place, last = self._transport.name, last_line(said) or "it said nothing"
         if code in (_FOUND_NOTHING, _NOT_RUNNABLE):
             message, hint = f"no Python could be started there: {last}", "name one: --python PATH"
             return MissingError(message, code="EQ-P871", place=place, hint=hint)

@@ -71,7 +71,7 @@ class Profile:
 
     Args:
         device: Its name.
-        unit: `ms` or `instructions`.
+        unit: `ms`, `instructions`, or what a board counts: `cycles`, `ticks`.
         p50: Median; None where only the output was looked at.
         p90: 90th percentile, likewise.
         p99: 99th percentile, likewise.

@@ -14,6 +14,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 LAYER_HOOK = "-DEDGEQ_LAYER=edgeq_layer_done"
 SOURCES = ("", "_kernels", "_weights", "_vectors")
 """Of a project, behind its prefix."""
+BOARD = "_board"
+"""What reports to the outside of a board, likewise."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What could be a device, by looking only: hosts that ssh's configuration names, serial ports, boards on USB.
+"""What could be a device, by looking only: hosts that ssh's configuration names, serial ports, what is on USB.
 
 Nothing is connected to.
 """
@@ -31,7 +31,7 @@ _MAKERS: Mapping[str, str] = MappingProxyType(
         "2341": "Arduino",
         "2e8a": "Raspberry Pi",
         "303a": "Espressif",
-        "18d1": "Google (adb)",
+        "18d1": "Google",
     }
 )
 
@@ -41,7 +41,7 @@ class Sighting:
     """Something that could be a device.
 
     Args:
-        kind: `ssh`, `serial`, `usb` or `emulator`.
+        kind: `ssh`, `serial`, `adb`, `usb` or `emulator`.
         address: For `--on` where it is one, else where it was seen.
         description: What is known of it.
         usable: Whether `--on` takes the address.
@@ -67,7 +67,7 @@ def scan(root: Path = Path("/"), config: Path | None = None) -> list[Sighting]:
     config = config or Path(os.environ.get(CONFIG) or "~/.ssh/config").expanduser()
     hosts = dict.fromkeys(_hosts(config, MAX_DEPTH))
     found = [Sighting("ssh", f"ssh://{host}", f"named in {config}", True) for host in hosts]
-    return [*found, *_serial(root), *_usb(root), *_emulators()]
+    return [*found, *_serial(root), *_adb(root), *_usb(root), *_emulators()]
 
 
 def _hosts(config: Path, depth: int) -> Iterator[str]:
@@ -92,7 +92,18 @@ def _hosts(config: Path, depth: int) -> Iterator[str]:
 def _serial(root: Path) -> Iterator[Sighting]:
     named = {p.resolve().name: p.name for p in sorted(root.glob("dev/serial/by-id/*"))}
     for port in sorted([*root.glob("dev/ttyACM*"), *root.glob("dev/ttyUSB*")]):
-        yield Sighting("serial", f"/dev/{port.name}", named.get(port.name, "serial port on USB"), False)
+        what = named.get(port.name, "serial port on USB")
+        yield Sighting("serial", f"serial:///dev/{port.name}", f"{what}; for firmware with NAME_report", True)
+
+
+def _adb(root: Path) -> Iterator[Sighting]:
+    """Devices on USB with an interface for adb, which has a class of its own."""
+    for interface in sorted(root.glob("sys/bus/usb/devices/*:*")):
+        kinds = [_line(interface / f"bInterface{part}").lower() for part in ("Class", "SubClass", "Protocol")]
+        device = interface.with_name(interface.name.partition(":")[0])
+        serial = _line(device / "serial")
+        if kinds == ["ff", "42", "01"] and serial:
+            yield Sighting("adb", f"adb://{serial}", _line(device / "product") or "USB debugging is on", True)
 
 
 def _usb(root: Path) -> Iterator[Sighting]:

@@ -116,6 +116,11 @@ def board(root: Path = ROOT) -> str | None:
     return tree or " ".join(part for part in maker if part) or None
 
 
+def boot_id(root: Path = ROOT) -> str | None:
+    """A name that the system draws when it starts; None where it has none."""
+    return _text(root / "proc/sys/kernel/random/boot_id") or None
+
+
 def available_mb(root: Path = ROOT) -> int | None:
     """MiB of memory that programs can still take; None where the system does not tell."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)

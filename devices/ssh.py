@@ -6,7 +6,6 @@ configuration says. `EDGEQ_SSH_CONFIG` names another configuration file than `~/
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import secrets
@@ -20,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.devices.link import Limits
+from edgeq.devices.link import Limits, agent_command, checked_python, ends, last_line
 from edgeq.errors import DeviceError, EdgeqError, MissingError, UsageError
 
 SCHEME = "ssh"
@@ -114,15 +113,12 @@ class SshTransport:
     remote = True
 
     def __init__(self, address: Address, python: str = "python3", limits: Limits | None = None) -> None:
-        if not python or not python.isprintable():
-            message, hint = f"{python!r} is no name of a program", "such as --python /opt/venv/bin/python"
-            raise UsageError(message, code="EQ-U870", place="--python", hint=hint)
         program = shutil.which("ssh")
         if program is None:
             raise MissingError("there is no `ssh` here", code="EQ-P870", hint="apt-get install openssh-client")
         self.name = f"{SCHEME}://{address}" + (f":{address.port}" if address.port else "")
         self.limits = limits or Limits()
-        self._ssh, self._address, self._python = program, address, python
+        self._ssh, self._address, self._python = program, address, checked_python(python)
         self._folder: Path | None = None
         self._master: subprocess.Popen[bytes] | None = None
 
@@ -134,20 +130,16 @@ class SshTransport:
         """
         if self._master is None:
             self._connect()
-        # Letters, digits and quotes only, which every login shell passes on unchanged.
-        encoded = base64.b64encode(boot.encode()).decode()
-        program = f'import base64;exec(base64.b64decode("{encoded}"))'
-        run = f"{shlex.quote(self._python)} -c {shlex.quote(program)}"
-        script = f'{run}; printf \'%s {{"event":"exit","code":%d}}\\n\' {word} $?'
+        script = agent_command(self._python, boot, word)
         words = [*self._options("no"), *self._address.words(), f"/bin/sh -c {shlex.quote(script)}"]
         return self._popen(words)
 
     def explain(self, said: str) -> EdgeqError | None:
         """See `Transport`: EQ-X873 when the connection is gone."""
-        if self._master is None or not _ends(self._master, 2):
+        if self._master is None or not ends(self._master, 2):
             return None
         message = "the connection to the device was lost"
-        reason = _last_line(_read_all(self._master)) or _last_line(said)
+        reason = last_line(_read_all(self._master)) or last_line(said)
         hint = "see whether it has power and network; what it ran has ended, and the next call starts afresh"
         return DeviceError(f"{message}: {reason}" if reason else message, code="EQ-X873", place=self.name, hint=hint)
 
@@ -156,7 +148,7 @@ class SshTransport:
         master, self._master = self._master, None
         if master is not None:
             _close(master)
-            if not _ends(master, 2):
+            if not ends(master, 2):
                 master.kill()
                 master.wait()
         if self._folder is not None:
@@ -174,7 +166,7 @@ class SshTransport:
         remote = f"/bin/sh -c {shlex.quote(f'echo {word}; exec cat >/dev/null')}"
         self._master = self._popen([*self._options("yes"), *self._address.words(), remote])
         if not _appears(self._master, word.encode(), CONNECT_SECONDS + self.limits.hello):
-            said = _read_all(self._master) if _ends(self._master, 1) else ""
+            said = _read_all(self._master) if ends(self._master, 1) else ""
             self.close()
             raise self._unreachable(said)
 
@@ -209,9 +201,9 @@ class SshTransport:
         """The error for a connection that does not come about."""
         for pattern, code, what, hint in _CAUSES:
             if pattern.search(said):
-                message = f"no connection: {what} ({_last_line(said)})"
+                message = f"no connection: {what} ({last_line(said)})"
                 return DeviceError(message, code=code, place=self.name, hint=hint.format(host=self._address))
-        reason = _last_line(said) or "no answer in time"
+        reason = last_line(said) or "no answer in time"
         hint = f"see whether it is on and in this network: ping {self._address.host}"
         return DeviceError(f"no connection: {reason}", code="EQ-X870", place=self.name, hint=hint)
 
@@ -231,13 +223,6 @@ def _appears(process: subprocess.Popen[bytes], word: bytes, seconds: float) -> b
     return False
 
 
-def _ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-        return True
-    return False
-
-
 def _close(process: subprocess.Popen[bytes]) -> None:
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
@@ -249,8 +234,3 @@ def _read_all(process: subprocess.Popen[bytes]) -> str:
     """What an ended process left in its stderr."""
     assert process.stderr is not None
     return (process.stderr.read(1 << 16) or b"").decode(errors="replace")
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""

@@ -16,7 +16,7 @@ from edgeq.cache import cache_key, work_folder
 from edgeq.candidate import Candidate, Learn
 from edgeq.config_keys import MIXED
 from edgeq.errors import UsageError, unknown_name
-from edgeq.firmware import misfits
+from edgeq.firmware import misfits, run_in_patches
 from edgeq.graph.islands import IslandChoice, choose_islands, tried_units
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.learn import Learned, blocks_to_learn, learn, steps_within
@@ -90,6 +90,8 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
             scratch / scheme,
             _learning(session, scheme, stages),
         )
+    if candidate.read_back.memory and run_in_patches(candidate.path, session.target, session.config.patches):
+        candidate = replace(candidate, read_back=session.exporter.read_back(candidate.path, legalized))
     rejected = (*candidate.rejected, *misfits(session.target, candidate.read_back.memory))
     return replace(candidate, widths=widths, islands=islands, rejected=rejected), legalized
 

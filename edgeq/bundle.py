@@ -271,12 +271,12 @@ def summary(folder: Path, out: Path, parts: BundleParts, program: Mapping[str, A
         "integer_mac_share": round(integer_mac_share([op for c in shipped for op in c.read_back.ops]), 4),
         "quantized_weights": sum(len(c.read_back.weights) for c in shipped),
         "latency": _latency([c.latency for c in shipped]),
-        "microcontroller": None if program is None else _microcontroller(shipped[0], program),
+        "microcontroller": None if program is None else microcontroller_summary(shipped[0], program),
         "gates": {"passed": not missed, "missed": missed},
     }
 
 
-def _microcontroller(shipped: Candidate, program: Mapping[str, Any]) -> dict[str, Any]:
+def microcontroller_summary(shipped: Candidate, program: Mapping[str, Any]) -> dict[str, Any]:
     """Memory of the program, and what running it gave; null where a tool was missing."""
     memory, host, emulated = shipped.read_back.memory, program["host"], program["emulated"]
     assert memory is not None
@@ -284,6 +284,7 @@ def _microcontroller(shipped: Candidate, program: Mapping[str, Any]) -> dict[str
         "flash_bytes": memory.flash,
         "ram_bytes": memory.ram,
         "arena_bytes": memory.arena,
+        "patches": None if memory.patches is None else asdict(memory.patches),
         "code_bytes": emulated and emulated["code_bytes"],
         "stack_bytes": emulated and emulated["stack_bytes"],
         "machine": emulated and emulated["machine"],

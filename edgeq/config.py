@@ -49,6 +49,8 @@ class ExportConfig:
         rounding: How weights are rounded.
         keep_float: Operations that stay float: `auto`, `none`, how many tensors to free, or names.
         narrow: Layers whose weights get 4 bits whatever `bits` says, by name, separated by commas.
+        patches: Whether the first operations on a microcontroller run in patches: `auto` (where RAM does not suffice
+            otherwise), `none`, or how many patches.
         calib: Calibration samples.
         degrade: Degradations of half the calibration samples, where weights are rounded and widths tried.
         samples: Number of calibration samples to use.
@@ -84,6 +86,7 @@ class ExportConfig:
     rounding: str = "auto"
     keep_float: str = "auto"
     narrow: str | None = None
+    patches: str = "auto"
     calib: Path | None = None
     degrade: str = "none"
     samples: int = 128

@@ -185,6 +185,13 @@ def _names(value: object) -> str:
     return ",".join(dict.fromkeys(names))
 
 
+def _patches(value: object) -> str:
+    text = _text(value)
+    if text not in ("auto", "none") and not (text.isascii() and text.isdigit() and 2 <= int(text) <= 256):
+        raise ValueError
+    return text
+
+
 def _peers(value: object) -> str:
     names = [_name("peer", PEERS)(name.strip()) for name in _text(value).split(",")]
     return ",".join(dict.fromkeys(names))
@@ -243,6 +250,13 @@ _TABLE = (
         "names of layers separated by commas",
         '"blocks_0_mlp_fc1"',
         _names,
+    ),
+    Key(
+        "patches",
+        "on microcontrollers, run the first layers in bands of rows: auto (where RAM is short), none, how many",
+        "auto, none or a number from 2 to 256",
+        '"auto"',
+        _patches,
     ),
     Key("calib", "calibration samples: folder, packed .npz or one file", "a path", '"photos"', _path),
     Key("degrade", "degradations of half of them, see `edgeq validate --help`", "a list of names", '"mix"', _text),

@@ -16,9 +16,10 @@ from edgeq.devices.program import Outcome
 from edgeq.errors import InternalError
 from edgeq.exporters.base import Memory
 from edgeq.exporters.c.project import write_project
-from edgeq.graph.intgraph.file import load
+from edgeq.graph.intgraph.file import load, save
 from edgeq.graph.intgraph.graph import IntGraph
 from edgeq.graph.intgraph.interpret import quantize_input
+from edgeq.graph.intgraph.memory import fitted, in_patches
 
 FOLDER = "c"
 """Of the C project, in a bundle."""
@@ -47,6 +48,31 @@ def misfits(target: Target, memory: Memory | None) -> tuple[str, ...]:
         for kind, limit, used, kept, held, deciding in wanted
         if limit and used + kept > 1024 * limit
     )
+
+
+def run_in_patches(network: Path, target: Target, wish: str) -> bool:
+    """Rewrite a network so that its first operations run in patches, where that is wished or needed.
+
+    Args:
+        network: The `.intgraph` file.
+        target: The chip; where its memory varies, nothing is needed.
+        wish: `auto` where RAM does not suffice otherwise, `none`, or how many patches.
+
+    Returns:
+        Whether the file has changed.
+    """
+    if wish == "none" or (wish == "auto" and not target.ram_kb):
+        return False
+    graph = load(network)
+    if wish == "auto":
+        ports = sum(graph.tensors[port.tensor].bytes for port in (*graph.inputs, *graph.outputs))
+        made = fitted(graph, 1024 * target.ram_kb - STACK - ports)
+    else:
+        made = in_patches(graph, int(wish))
+    if made.patches == graph.patches:
+        return False
+    save(made, network)
+    return True
 
 
 def write_firmware(folder: Path, name: str, network: Path, inputs: Sequence[Sequence[NDArray[np.float32]]]) -> None:

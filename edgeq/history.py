@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from edgeq.places import state_dir
 
 FILE = "profiles.sqlite"
 SHOWN = 8
-_COLUMNS = "at, artifact, device, board, runtime, threads, unit, p50, runs"
+_COLUMNS = "at, artifact, device, board, runtime, threads, unit, p50, runs, conditions"
+_ADDED = "conditions TEXT NOT NULL DEFAULT '{}'"  # to files of before
 _TABLE = f"""CREATE TABLE IF NOT EXISTS profiles (
   id INTEGER PRIMARY KEY, model TEXT NOT NULL, {_COLUMNS}
 )"""
@@ -35,6 +37,7 @@ class Entry:
         unit: Of `p50`.
         p50: Median.
         runs: How many.
+        conditions: Under which it was measured (`edgeq.profiling.conditions`); empty where nothing is known.
     """
 
     at: str
@@ -46,6 +49,7 @@ class Entry:
     unit: str
     p50: float
     runs: int
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -57,7 +61,9 @@ def history_file() -> Path:
     return state_dir() / FILE
 
 
-def entry(artifact: str, profile: Mapping[str, Any], runtime: str) -> Entry | None:
+def entry(
+    artifact: str, profile: Mapping[str, Any], runtime: str, conditions: Mapping[str, Any] | None = None
+) -> Entry | None:
     """A profile (`edgeq.profile/1`) as an entry; None for an incomplete one and one without a median."""
     if not profile["complete"] or profile["p50"] is None:
         return None
@@ -71,6 +77,7 @@ def entry(artifact: str, profile: Mapping[str, Any], runtime: str) -> Entry | No
         unit=profile["unit"],
         p50=profile["p50"],
         runs=profile["runs"],
+        conditions=conditions or {},
     )
 
 
@@ -97,10 +104,19 @@ def remember(model: str, new: Entry, file: Path | None = None) -> list[Entry]:
         same = (model, new.device, new.board, new.unit, new.threads)
         where = "model = ? AND device = ? AND board = ? AND unit = ? AND threads = ?"
         query = f"SELECT {_COLUMNS} FROM profiles WHERE {where} ORDER BY id DESC LIMIT {SHOWN}"
-        earlier = [Entry(*row) for row in store.execute(query, same)]
+        earlier = [Entry(*(*row[:-1], _read(row[-1]))) for row in store.execute(query, same)]
+        held = {**asdict(new), "conditions": json.dumps(dict(new.conditions))}
         marks = ", ".join("?" * (1 + len(Entry.__dataclass_fields__)))
-        store.execute(f"INSERT INTO profiles (model, {_COLUMNS}) VALUES ({marks})", (model, *asdict(new).values()))
+        store.execute(f"INSERT INTO profiles (model, {_COLUMNS}) VALUES ({marks})", (model, *held.values()))
     return earlier
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager
@@ -111,6 +127,8 @@ def _opened(file: Path) -> Iterator[sqlite3.Connection]:
         try:
             with store:  # commits, or rolls back
                 store.execute(_TABLE)
+                if "conditions" not in [row[1] for row in store.execute("PRAGMA table_info(profiles)")]:
+                    store.execute(f"ALTER TABLE profiles ADD COLUMN {_ADDED}")
                 yield store
         finally:
             store.close()

@@ -10,7 +10,7 @@ from edgeq.artifact import Artifact, Manifest
 from edgeq.config import ExportConfig
 from edgeq.errors import ModelError, UsageError
 from edgeq.models import load_any
-from edgeq.models.base import Composite, LoadedModel, ModelAdapter, parse_model, parts_of
+from edgeq.models.base import Composite, ModelAdapter, parse_model, parts_of
 
 
 def open_whole(folder: Path, command: str) -> Artifact:
@@ -69,17 +69,17 @@ def float_model(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | No
     """
     config = recorded_config(manifest, folder, inputs)
     model = load_any(parse_model(config.model, config.family, config.weights))
-    require_same_weights(manifest, next(iter(parts_of(model).values())).loaded)
+    require_same_weights(manifest, next(iter(parts_of(model).values())).loaded.weights_sha256)
     return model
 
 
-def require_same_weights(manifest: Manifest, loaded: LoadedModel) -> None:
+def require_same_weights(manifest: Manifest, sha256: str) -> None:
     """Check that a model is the one that a bundle was made from.
 
     Raises:
         ModelError: EQ-M023 when it is another one.
     """
-    if loaded.weights_sha256 != manifest.weights_sha256:
+    if sha256 != manifest.weights_sha256:
         raise ModelError(
             "the model is another one: its weights have a different hash",
             code="EQ-M023",

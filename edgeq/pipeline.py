@@ -28,6 +28,7 @@ from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import Legalized
 from edgeq.models.base import FILE_SUFFIXES, ModelAdapter, parts_of
 from edgeq.peers import quantize_by_peers
+from edgeq.ported import export_ported, is_ported, resolve_ported
 from edgeq.progress import Progress
 from edgeq.recipe import place_scheme, transform_graph
 from edgeq.samples import Evaluation, Samples, collect_samples, records_of, score
@@ -75,6 +76,10 @@ def export(config: ExportConfig, command: Sequence[str], progress: Progress) -> 
     """
     out = check_out(config.out or default_out(config), config.exist)
     stages = Stages(progress)
+    if is_ported(config):
+        found, ported, target = export_ported(config, command, out, stages)
+        found |= {"seconds": dict(stages.seconds), "peak_mb": peak_mb()}
+        return ExportResult(found, out, ported, target)
     # Everything is built in the folder that becomes the bundle: a killed run leaves nothing elsewhere.
     with staged(out, config.exist) as folder:
         scratch = folder / SCRATCH
@@ -121,6 +126,10 @@ def dry_run(config: ExportConfig, progress: Progress) -> dict[str, Any]:
     """
     check_out(config.out or default_out(config), config.exist)
     stages = Stages(progress)
+    if is_ported(config):
+        resolve_ported(config)
+        message, hint = "a file of integers is taken as it is: there is nothing to decide", "leave --dry-run out"
+        raise UsageError(message, code="EQ-U924", place="--dry-run", hint=hint)
     with stages.step("load"):
         target, exporter, model = resolve(config)
         parts = parts_of(model)
@@ -163,7 +172,7 @@ def plan_schemes(
 
 def default_out(config: ExportConfig) -> Path:
     """`out/MODEL-DEVICE` under the current folder."""
-    is_file = config.model.lower().endswith(FILE_SUFFIXES)
+    is_file = is_ported(config) or config.model.lower().endswith(FILE_SUFFIXES)
     name = Path(config.model).stem if is_file else config.model.partition(":")[2] or config.model
     return Path("out") / f"{name}-{config.device}"
 

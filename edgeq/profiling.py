@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.artifact import Artifact
-from edgeq.devices.attached import Device, LocalDevice
-from edgeq.devices.computer import Computer
+from edgeq.devices.attached import Device
+from edgeq.devices.computer import DRIFTED, NOISY
 from edgeq.devices.measured import Profile
 from edgeq.devices.timing import Runs
 from edgeq.errors import EdgeqError, InputError
 
+_APART = ("ssh://", "adb://", "serial://")  # machines of their own
+DISAGREE = 0.03
+"""Two medians further apart than this part are explained, as far as what was measured beside them can."""
+
+_WARMER, _BUSIER, _FASTER = 5.0, 0.5, 0.03  # degrees, programs that run, part of the clock
 _SCHEMAS = ("edgeq.profile/1", "edgeq.profiles/1")
 
 
@@ -63,12 +68,13 @@ class Baseline:
 
         Returns:
             `baseline`, `this`, `unit`, `slowdown`, `interval` (95 %, of the slowdown, None unless both were measured in
-            alternation), `paired`, `max_slowdown` and `passed`.
+            alternation), `paired`, `max_slowdown`, `passed` and `why` (of two saved medians: `reasons`).
 
         Raises:
             InputError: EQ-I870, the baseline has no such device or another unit.
         """
-        found = profile.to_dict()["against"]
+        row = profile.to_dict()
+        found, why = row["against"], []
         if found is None:
             saved = self.profiles.get(profile.device)
             if saved is None or saved["unit"] != profile.unit or profile.p50 is None:
@@ -78,6 +84,7 @@ class Baseline:
                 raise InputError(message, code="EQ-I870", place=str(self.path), hint=hint)
             found = {"paired": False, "baseline": saved["p50"], "this": profile.p50}
             found["ratio"] = found["this"] / found["baseline"]
+            why = reasons(found["ratio"], conditions(saved), conditions(row))
         slowdown = 100 * (found["ratio"] - 1)
         ends = [100 * (found[end] - 1) for end in ("low", "high")] if found["paired"] else None
         return {
@@ -89,7 +96,66 @@ class Baseline:
             "paired": found["paired"],
             "max_slowdown": max_slowdown,
             "passed": max_slowdown is None or slowdown <= max_slowdown,
+            "why": why,
         }
+
+
+def conditions(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Under which a profile (`edgeq.profile/1`) was measured.
+
+    Returns:
+        `mhz`, `celsius`, `load`, `governor`, `throttled` after the runs, `settled`, `drift`, and `tail`, the 90th
+        percentile over the median; None for what is not known, whoever wrote the profile.
+    """
+    state = row.get("state")
+    after = state.get("after") if isinstance(state, Mapping) else None
+    after = after if isinstance(after, Mapping) else {}
+    throttled, governor, settled = after.get("throttled"), after.get("governor"), row.get("settled")
+    p50, p90 = _number(row.get("p50")), _number(row.get("p90"))
+    return {
+        **{name: _number(after.get(name)) for name in ("mhz", "celsius", "load")},
+        "governor": governor if isinstance(governor, str) else None,
+        "throttled": ", ".join(map(str, throttled)) if isinstance(throttled, list) else None,
+        "settled": settled if isinstance(settled, bool) else None,
+        "drift": _number(row.get("drift")),
+        "tail": p90 / p50 if p50 and p90 else None,
+    }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def reasons(ratio: float, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differed, or made a figure doubtful, between two measurements that disagree.
+
+    Args:
+        ratio: Of their medians.
+        then: `conditions` of the earlier one.
+        now: Of the later one.
+
+    Returns:
+        Sentences; none where the medians lie within `DISAGREE`.
+    """
+    if abs(ratio - 1) <= DISAGREE:
+        return []
+    said = []
+    for name, least, form in (
+        ("mhz", _FASTER * (then["mhz"] or 0), "the clock was {:.0f} MHz, and is {:.0f} now"),
+        ("celsius", _WARMER, "it had {:.0f} °C, and has {:.0f} now"),
+        ("load", _BUSIER, "the load was {:.1f}, and is {:.1f} now: other programs"),
+    ):
+        if None not in (then[name], now[name]) and abs(then[name] - now[name]) > least:
+            said.append(form.format(then[name], now[name]))
+    if then["governor"] != now["governor"] and None not in (then["governor"], now["governor"]):
+        said.append(f"the clock was governed by {then['governor']!r}, and is by {now['governor']!r} now")
+    for when, one in (("then", then), ("now", now)):
+        said += [f"throttled {when}: {one['throttled']}"] if one["throttled"] else []
+        said += [f"the median {when} had not settled"] if one["settled"] is False else []
+        said += [f"drifting {when}, by {100 * one['drift']:+.0f} %"] if abs(one["drift"] or 0) > DRIFTED else []
+        said += [f"noisy {when}: p90 is {one['tail']:.1f} times the median"] if (one["tail"] or 0) > NOISY else []
+    unknown = "nothing that was measured beside them tells why"
+    return said or [f"{unknown}: measure both in alternation, --against BUNDLE"]
 
 
 def profile_all(
@@ -107,7 +173,7 @@ def profile_all(
     Returns:
         In the order of `devices`; an error in place of a profile where there is none.
     """
-    here = [i for i, device in enumerate(devices) if not device.name.startswith("ssh://")]
+    here = [i for i, device in enumerate(devices) if not device.name.startswith(_APART)]
     groups = [here, *([i] for i in range(len(devices)) if i not in here)]
     found: dict[int, Profile | EdgeqError] = {}
     stopped = threading.Event()
@@ -130,7 +196,6 @@ def profile_all(
         except BaseException:  # interrupted: end what runs, so that the pool can end
             stopped.set()
             for device in devices:
-                if isinstance(device, (Computer, LocalDevice)):
-                    device.abort()
+                device.abort()
             raise
     return [found[i] for i in range(len(devices))]

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeq.artifact import Artifact, describe_files
+from edgeq.artifact import Artifact, Manifest, describe_files
 from edgeq.build import build_scheme, share_bytes
 from edgeq.bundle import BundleParts, Choice, write_artifact_files
 from edgeq.candidate import Candidate
 from edgeq.config import ExportConfig
+from edgeq.hashing import file_sha256
 from edgeq.origin import open_whole, recorded_config, require_same_weights
+from edgeq.ported import is_ported, resolve_ported, write_ported
 from edgeq.progress import Progress
 from edgeq.session import Job, Stages, prepare
 
@@ -54,7 +56,7 @@ def build_again(
         DataError: EQ-D022, calibration items are not there.
     """
     job = prepare(config, scratch, stages, calibration)
-    require_same_weights(Artifact.open(folder).manifest, job.first.adapter.loaded)
+    require_same_weights(Artifact.open(folder).manifest, job.first.adapter.loaded.weights_sha256)
     job = replace(job, sessions=share_bytes(job.sessions, scratch, stages))
     shipped = {}
     for name, session in job.sessions.items():
@@ -79,6 +81,8 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
     manifest = open_whole(folder, "edgeq reproduce {}").manifest
     config = recorded_config(manifest, folder, inputs)
     stages = Stages(progress)
+    if is_ported(config):
+        return _ported_again(config, manifest)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
         items = [item["sha256"] for item in manifest.calibration]
         job, shipped = build_again(folder, config, Path(scratch), stages, items)
@@ -87,6 +91,19 @@ def reproduce(folder: Path, inputs: Mapping[str, Path | None], progress: Progres
         judged = {name: (candidate,) for name, candidate in shipped.items()}
         write_artifact_files(rebuilt, BundleParts(job, Choice(shipped, judged)))
         found = {f["path"]: f["sha256"] for f in describe_files(rebuilt)}
+    return _compared(manifest, found)
+
+
+def _ported_again(config: ExportConfig, manifest: Manifest) -> Reproduction:
+    """The C of a file of integers written again."""
+    require_same_weights(manifest, file_sha256(Path(config.model)))
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+        write_ported(config, resolve_ported(config), Path(scratch))
+        found = {f["path"]: f["sha256"] for f in describe_files(Path(scratch))}
+    return _compared(manifest, found)
+
+
+def _compared(manifest: Manifest, found: Mapping[str, str]) -> Reproduction:
     recorded = {f["path"]: f["sha256"] for f in manifest.files}
     return Reproduction(
         equal=tuple(p for p, h in recorded.items() if found.get(p) == h),

@@ -164,6 +164,10 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter | Comp
             place="--keep-float",
             hint="leave --keep-float out, or export for a device that runs float: edgeq devices",
         )
+    if config.patches.isdigit() and exporter.name != "c":
+        message = f"{target.name} runs model files, whose layers the runtime orders"
+        hint = "leave --patches out, or export for a microcontroller: --device cortex-m4"
+        raise UsageError(message, code="EQ-U923", place="--patches", hint=hint)
     if config.scheme != "auto":
         exporter.config(config.scheme, Precision(*split_bits(config.bits)))
     model = load_any(parse_model(config.model, config.family, config.weights))

@@ -39,6 +39,23 @@ class FileOp:
 
 
 @dataclass(frozen=True)
+class Patched:
+    """What it changes that the first operations of a network run in patches.
+
+    Args:
+        count: How many patches.
+        ops: How many operations.
+        ram_whole: Bytes of RAM without them.
+        moved: Bytes of rows that are moved for the next patch, in an inference; no product is computed twice.
+    """
+
+    count: int
+    ops: int
+    ram_whole: int
+    moved: int
+
+
+@dataclass(frozen=True)
 class Memory:
     """What a network takes on a chip whose memory is counted in kilobytes; its code and the stack are not included.
 
@@ -49,6 +66,7 @@ class Memory:
         arena_bound: Most bytes of it alive at once; no plan is smaller.
         largest: The operation with most constants, and their bytes.
         widest: The operation during which most of the arena is alive, and how much.
+        patches: Where the first operations run in patches, what that changes.
     """
 
     flash: int
@@ -57,6 +75,7 @@ class Memory:
     arena_bound: int
     largest: tuple[str, int]
     widest: tuple[str, int]
+    patches: Patched | None = None
 
 
 @dataclass(frozen=True)

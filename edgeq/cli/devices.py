@@ -30,7 +30,7 @@ def complete_device(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.argument("name", required=False, shell_complete=complete_device)
 @click.option("--scan", "look", is_flag=True, help="List what could be a device for --on; nothing is connected to.")
 @click.option("--setup", metavar="DEVICE", help="Fetch what qemu://rpi4 or qemu://rpi5 needs, once.")
-@click.option("--clean", metavar="DEVICE", help="Remove what was stored on a device over ssh.")
+@click.option("--clean", metavar="DEVICE", help="Remove what was stored on a device over ssh or adb.")
 @click.option("--python", metavar="PATH", default="python3", help="Its interpreter, for --clean.")
 def devices(console: Console, name: str | None, look: bool, setup: str | None, clean: str | None, python: str) -> None:
     """List the targets, or describe NAME; or look for, set up and clean the devices that --on takes.
@@ -84,8 +84,8 @@ def _clean(console: Console, device: str, python: str) -> None:
     from edgeq.devices.computer import Computer
 
     opened = open_device(device, python=python)
-    if not isinstance(opened, Computer) or not device.startswith("ssh://"):
-        message, hint = f"nothing is ever stored on {device}", "give a device over ssh"
+    if not isinstance(opened, Computer) or not device.startswith(("ssh://", "adb://")):
+        message, hint = f"nothing is ever stored on {device}", "give a device over ssh or adb"
         raise UsageError(message, code="EQ-U873", place="--clean", hint=hint)
     with console.step(f"clean {opened.name}"):
         removed = opened.clean()

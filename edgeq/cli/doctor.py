@@ -27,6 +27,7 @@ EXTRAS = {
     "tflite": {"ai-edge-litert": "ai_edge_litert.interpreter", "litert-torch": "litert_torch"},
     "openvino": {"openvino": "openvino"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
+    "mcu": {"pyserial": "serial"},
     "vit": {"timm": "timm"},
     "whisper": {"openai-whisper": "whisper", "jiwer": "jiwer", "soundfile": "soundfile"},
     "yolo": {"pycocotools": "pycocotools", "ultralytics": "ultralytics"},
@@ -47,7 +48,7 @@ IMPORT_SECONDS = 180
     help="Check what exports to NAME need; or look at the device behind an address such as ssh://pi.",
 )
 @click.option("--quick", is_flag=True, help="Look only; do not import the heavy packages.")
-@click.option("--python", metavar="PATH", default="python3", help="Interpreter of a device over ssh.")
+@click.option("--python", metavar="PATH", default="python3", help="Interpreter of a device over ssh or adb.")
 def doctor(console: Console, device: str | None, quick: bool, python: str) -> int:
     """Show what this machine, or an attached device, has and lacks.
 

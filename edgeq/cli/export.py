@@ -57,6 +57,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--rounding", metavar="NAME", help="How weights are rounded: auto, nearest, gptq, ...; `edgeq methods`.")
 @click.option("--keep-float", metavar="NAMES", help="Operations kept float: auto, none, the N worst, or names.")
 @click.option("--narrow", metavar="NAMES", help="Layers whose weights get 4 bits, by name; what `edgeq search` found.")
+@click.option("--patches", metavar="N", help="Microcontrollers: first layers in N bands of rows; auto if RAM is short.")
 @click.option(
     "--budget-minutes",
     type=float,
@@ -81,7 +82,8 @@ _PATH = click.Path(path_type=Path)
 def export(console: Console, settings: Settings, model: str | None, show_config: bool, **flags: object) -> int:
     """Quantize MODEL for TARGET, measure every candidate, and write the best one as a self-contained folder.
 
-    MODEL is a name (`edgeq models`), family:architecture, or an ONNX file.
+    MODEL is a name (`edgeq models`), family:architecture, or an ONNX file; for microcontrollers also an int8 .tflite
+    file, whose integers are taken as they are.
 
     Raises:
         EdgeqError: Whatever keeps the artifact from being written; nothing is left behind.
@@ -133,7 +135,8 @@ def _show(console: Console, result: ExportResult) -> None:
     )
     latency = summary["latency"]
     timed = "" if latency is None else f", {latency['float']:.2f} ms on this machine"
-    console.result(f"float: {summary['float_bytes'] / 1e6:.2f} MB{timed}")
+    if summary["float_bytes"] is not None:
+        console.result(f"float: {summary['float_bytes'] / 1e6:.2f} MB{timed}")
     if summary["microcontroller"]:
         _show_program(console, summary["microcontroller"], result.target)
     if metric := summary["metric"]:
@@ -144,6 +147,12 @@ def _show(console: Console, result: ExportResult) -> None:
         )
         for name, scores in metric["also"].items():
             console.result(f"{name}: float {scores['float']:.2f}, artifact {scores['quantized']:.2f}")
+    if ported := summary.get("ported"):
+        console.result(
+            f"beside LiteRT's reference kernels: {ported['different']} of {ported['codes']} codes differ, by "
+            f"{ported['largest']} at most; the largest output is the same for {100 * ported['agreement']:.0f} % of "
+            f"{ported['inputs']} random inputs"
+        )
     for name, candidate in judged:
         for reason in candidate.rejected:
             console.result(f"{name} {candidate.scheme}: {reason}".strip())
@@ -163,6 +172,12 @@ def _show_program(console: Console, program: Mapping[str, Any], target: Target) 
     sizes = [f"{kind} {used / 1024:.1f}{f' of {limit}' if limit else ''} KiB" for kind, used, limit in parts]
     code = "" if program["code_bytes"] is None else f", and {program['code_bytes'] / 1024:.1f} KiB of code"
     console.result(f"C: {', '.join(sizes)} (arena {program['arena_bytes'] / 1024:.1f} KiB){code}")
+    if patches := program["patches"]:
+        ram, whole, moved = (n / 1024 for n in (program["ram_bytes"], patches["ram_whole"], patches["moved"]))
+        console.result(
+            f"the first {patches['ops']} layers run in {patches['count']} patches: RAM {ram:.1f} instead of "
+            f"{whole:.1f} KiB, no product computed twice, {moved:.0f} KiB of rows moved a run"
+        )
     if program["exact"]:
         console.result("C and interpreter give the same integers")
     if program["instructions"] is not None:

@@ -31,6 +31,7 @@ _PATH = click.Path(path_type=Path)
     edgeq profile out/vit_nano-rpi --on ssh://pi@raspberrypi --on local --history
     edgeq profile out/new --on ssh://pi --against out/old --max-slowdown 5
     edgeq profile out/vit_micro-cortex-m4 --on qemu://mps2-an386 --per-op
+    edgeq profile out/vit_micro-cortex-m4 --on serial:///dev/ttyACM0
     """,
 )
 @click.argument("artifact", type=_PATH)
@@ -56,9 +57,10 @@ def profile(
     """Measure an inference of ARTIFACT, on its first golden vector.
 
     Model files are timed by one program, here and over ssh: until the 95 % interval of the median lies within 2 %, or
-    --seconds are over. Generated C is timed here, or its instructions are counted on an emulated board. --on may be
-    given several times; devices over ssh are measured at once. With another bundle as --against, the two run in
-    alternation. Exit code 5 when a device fails; of a profile that was cut off, the runs until then are shown.
+    --seconds are over. Generated C is timed here, its instructions are counted on an emulated board, its cycles by
+    the firmware of a real one. --on may be given several times; other machines are measured at once. With another
+    bundle as --against, the two run in alternation. Exit code 5 when a device fails; of a profile that was cut off,
+    the runs until then are shown.
 
     Raises:
         EdgeqError: The artifact or the device cannot be used.
@@ -110,19 +112,22 @@ def _remembered(bundle: Artifact, row: Mapping[str, Any]) -> dict[str, Any] | No
     from edgeq import history
     from edgeq.config_keys import SUFFIXES
     from edgeq.devices.environment import runtime_version
+    from edgeq.profiling import conditions, reasons
 
     format_ = SUFFIXES[bundle.model_file.suffix]
     runtime = runtime_version(format_, row["environment"]["packages"])
-    new = history.entry(bundle.model_sha256, row, runtime)
+    new = history.entry(bundle.model_sha256, row, runtime, conditions(row))
     if new is None:
         return None
     earlier = history.remember(history.variant(bundle.manifest.to_dict(), format_), new)
+    last = earlier[0] if earlier else None
     best = min((e.p50 for e in earlier), default=None)
     return {
         "new": new.to_dict(),
         "earlier": [e.to_dict() for e in earlier],
         "best": best,
         "regressed": None if best is None else new.p50 > SLOWER * best,
+        "why": reasons(new.p50 / last.p50, last.conditions, new.conditions) if last and last.conditions else [],
     }
 
 
@@ -157,7 +162,7 @@ def _show(console: Console, bundle: Artifact, found: Profile, row: Mapping[str, 
         console.result("; ".join(f"{moment}: {_state(row['state'][moment])}" for moment in ("before", "after")))
     layers = row["layers"] if per_op else sorted(row["layers"], key=lambda c: -c["value"])[:MOST]
     if layers:
-        digits = 0 if found.unit == "instructions" else 4
+        digits = 4 if found.unit == "ms" else 0
         cells = [(c["name"], c["op"], f"{c['value']:,.{digits}f}", f"{100 * c['share']:.1f} %") for c in layers]
         title = None if per_op else f"\nthe dearest of {len(row['layers'])} layers"
         console.result_table(("layer", "operation", found.unit, "share"), cells, title=title)
@@ -177,11 +182,12 @@ def _headline(found: Profile, row: Mapping[str, Any]) -> str:
         output = row["output"]
         quality = "is equal to" if output["exact"] else f"has {output['sqnr_db'] or -math.inf:.1f} dB of SQNR to"
         return f"runs; its output {quality} the expected one; not timed"
-    figure = f"{found.p50:,.0f}" if found.unit == "instructions" else f"{found.p50:,.3f}"
+    digits = 3 if found.unit == "ms" else 0
+    figure = f"{found.p50:,.{digits}f}"
     if found.runs == 1:
         return f"{figure} {found.unit}"
-    least = "" if row["min"] is None else f"{row['min']:,.3f} least, "
-    spread = f"{least}{found.p90:,.3f} p90, {found.p99:,.3f} p99 of {found.runs} runs"
+    least = "" if row["min"] is None else f"{row['min']:,.{digits}f} least, "
+    spread = f"{least}{found.p90:,.{digits}f} p90, {found.p99:,.{digits}f} p99 of {found.runs} runs"
     return f"{figure} {found.unit} median, {spread}"
 
 
@@ -198,8 +204,15 @@ def _show_gate(console: Console, gate: Mapping[str, Any] | None) -> None:
     how = "in alternation" if gate["paired"] else "measured apart"
     ends = "" if gate["interval"] is None else " (95 %: {:+.1f} to {:+.1f} %)".format(*gate["interval"])
     console.result(f"against {gate['baseline']:,.3f} {gate['unit']}, {how}: {gate['slowdown']:+.1f} %{ends}")
+    _show_reasons(console, gate["why"])
     if not gate["passed"]:
         console.result(f"MISSED: slower than the baseline by more than {gate['max_slowdown']:g} %")
+
+
+def _show_reasons(console: Console, why: Sequence[str]) -> None:
+    """Why two medians differ, where they do."""
+    for reason in why:
+        console.result(f"why: {reason}")
 
 
 def _show_history(console: Console, found: Mapping[str, Any]) -> None:
@@ -217,6 +230,7 @@ def _show_history(console: Console, found: Mapping[str, Any]) -> None:
         for e in found["earlier"]
     ]
     console.result_table(("earlier", "artifact", "runtime", found["new"]["unit"], "now"), rows)
+    _show_reasons(console, found["why"])
     if found["regressed"]:
         slower = 100 * (found["new"]["p50"] / found["best"] - 1)
         console.result(f"REGRESSION: {slower:.0f} % slower than the best of these")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _Body = TypeVar("_Body", bound=Callable[..., Any])
-_ON = """Device: local, ssh://[user@]host[:port], qemu://rpi4 or rpi5 for ARM64 in an emulator, or qemu://BOARD for
-generated C (mps2-an385, -an386, -an500, -an505, mps3-an547)."""
+_ON = """Device: local, ssh://[user@]host[:port], adb://[SERIAL], qemu://rpi4 or rpi5 for ARM64 in an emulator, qemu://BOARD
+for generated C (mps2-an385, -an386, -an500, -an505, mps3-an547), or serial://PORT[?baud=N] for a board that runs it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Way:
 
     Args:
         threads: Of the runtime.
-        python: Interpreter of devices over ssh.
+        python: Interpreter of devices over ssh and adb.
         wait: Seconds to wait for another profiler.
     """
 
@@ -46,7 +46,7 @@ def way_options(several: bool) -> Callable[[_Body], _Body]:
         click.option(
             "--threads", type=click.IntRange(1, 1024), metavar="N", default=1, help="CPU threads (default 1)."
         ),
-        click.option("--python", metavar="PATH", default="python3", help="Interpreter of a device over ssh."),
+        click.option("--python", metavar="PATH", default="python3", help="Interpreter of a device over ssh or adb."),
         click.option(
             "--wait",
             type=click.FloatRange(0),
@@ -90,6 +90,7 @@ def opened(path: Path, on: Sequence[str], way: Way, seconds: float, console: Con
     edgeq verify out/vit_nano-rpi
     edgeq verify out/vit_nano-rpi --on ssh://pi@raspberrypi
     edgeq verify out/vit_micro-cortex-m4 --on qemu://mps3-an547
+    edgeq verify out/vit_micro-cortex-m4 --on serial:///dev/ttyACM0
     """,
 )
 @click.argument("artifact", type=_PATH)
@@ -121,5 +122,7 @@ def verify(console: Console, artifact: Path, on: str, **way: Any) -> int:
         said = f"SQNR median {median}, worst {quality['worst']:.1f} dB"
         said += "" if result["agreement"] is None else f", same class in {100 * result['agreement']:.0f} %"
     console.result(f"{name} on {found.device}: {found.vectors} golden vectors, {said}")
+    for note in result.get("notes", ()):
+        console.result(f"note: {note}")
     console.result("passed" if found.passed else "FAILED")
     return 0 if found.passed else 1

@@ -97,9 +97,13 @@ class Writer:
         types = {name: "int16_t" if tensors[name].wide else "int8_t" for name in self._constants}
         return [Array(c_name, types[name], self.graph.constants[name]) for name, c_name in self._constants.items()]
 
-    def calls(self) -> list[Call]:
-        """Every operation in order."""
-        return [_WRITERS[type(op)](self, index, op) for index, op in enumerate(self.graph.ops)]
+    def call_of(self, index: int, op: Op) -> Call:
+        """An operation."""
+        return _WRITERS[type(op)](self, index, op)
+
+    def amount(self, whole: int) -> str:
+        """A number of codes, or of rows of them, of the result that is written."""
+        return str(whole)
 
     def tensor(self, name: str) -> IntTensor:
         """A tensor of the graph."""
@@ -234,7 +238,7 @@ def _table(writer: Writer, index: int, op: Table) -> Call:
     kernel = "interpolate" if source.wide else "table"
     x = writer.at(op.inputs[0], "(const int16_t *)(const void *)") if source.wide else writer.bytes_at(op.inputs[0])
     more = (op.fraction,) if source.wide else ()
-    call = writer.call(kernel, x, source.size, values.name, *more, f"&grid{index}", writer.at(op.output))
+    call = writer.call(kernel, x, writer.amount(source.size), values.name, *more, f"&grid{index}", writer.at(op.output))
     return Call(op, (kernel,), (values,), (grid, call))
 
 
@@ -267,7 +271,7 @@ def _softmax(writer: Writer, index: int, op: Softmax) -> Call:
     values = (op.rows, op.length, wide, *numbers, writer.grid(op.output))
     x, y = writer.at(op.inputs[0]), writer.at(op.output)
     call = writer.call("softmax", x, f"&exponents{index}", powers.name, y, writer.scratch(index))
-    return Call(op, ("zeros", "softmax"), (powers,), (writer.parameters("exponents", index, values), call))
+    return Call(op, ("zeros", *_GEMM, "softmax"), (powers,), (writer.parameters("exponents", index, values), call))
 
 
 def _norm(writer: Writer, index: int, op: Norm) -> Call:
@@ -314,7 +318,7 @@ def _concat(writer: Writer, index: int, op: Concat) -> Call:
     width = 2 if writer.tensor(op.output).wide else 1
     lines, start, row = [], 0, sum(op.sizes)
     for name, size in zip(op.inputs, op.sizes, strict=True):
-        sizes = (op.outer, size * width, start * width, row * width)
+        sizes = (writer.amount(op.outer), size * width, start * width, row * width)
         lines.append(writer.call("concat", writer.at(name), *sizes, writer.at(op.output)))
         start += size
     return Call(op, ("concat",), (), tuple(lines))

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeq.exporters.base import Memory
+from edgeq.exporters.base import Memory, Patched
 from edgeq.exporters.c.calls import Array, Call, Writer
-from edgeq.graph.intgraph.graph import IntGraph
+from edgeq.exporters.c.patches import calls_of
+from edgeq.graph.intgraph.graph import IntGraph, Patches
 from edgeq.graph.intgraph.memory import ArenaPlan, plan_arena
+from edgeq.graph.intgraph.patches import moved_bytes, patched
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def memory_of(graph: IntGraph) -> Memory:
     """What `graph` takes."""
     arena = plan_arena(graph)
     writer = Writer(graph, arena, "x")
-    return summed(graph, arena, rows_of(arena, writer.calls()), writer.constants())
+    return summed(graph, arena, rows_of(arena, calls_of(writer)), writer.constants())
 
 
 def summed(graph: IntGraph, arena: ArenaPlan, rows: Sequence[Row], constants: Sequence[Array]) -> Memory:
@@ -67,7 +69,23 @@ def summed(graph: IntGraph, arena: ArenaPlan, rows: Sequence[Row], constants: Se
         arena_bound=arena.bound,
         largest=(largest.name, largest.flash),
         widest=(widest.name, widest.live),
+        patches=_patched(graph, ports),
     )
+
+
+def _patched(graph: IntGraph, ports: int) -> Patched | None:
+    if not graph.patches.ops:
+        return None
+    whole = plan_arena(patched(graph, Patches())).bytes + ports
+    return Patched(graph.patches.count, graph.patches.ops, whole, moved_bytes(graph))
+
+
+def _patch_lines(memory: Memory) -> list[str]:
+    found = memory.patches
+    if found is None:
+        return []
+    layers = f"layers 0 to {found.ops - 1} run in {found.count} bands of rows"
+    return [f"patches           {layers}; RAM without them {found.ram_whole}, {found.moved} bytes moved a run"]
 
 
 def report(name: str, memory: Memory, rows: Sequence[Row]) -> str:
@@ -79,6 +97,7 @@ def report(name: str, memory: Memory, rows: Sequence[Row]) -> str:
         f"RAM               {memory.ram} (arena, inputs and outputs)",
         f"arena             {memory.arena}",
         f"arena, bound      {memory.arena_bound} (alive at once, in {memory.widest[0]}; no plan is smaller)",
+        *_patch_lines(memory),
         "",
         "layer operation            flash     alive  name",
     ]

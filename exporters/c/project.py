@@ -15,6 +15,7 @@ from edgeq.exporters.base import Memory
 from edgeq.exporters.c.calls import TEMPLATES, Array, Call, Writer
 from edgeq.exporters.c.memory import report, rows_of, summed
 from edgeq.exporters.c.names import identifier
+from edgeq.exporters.c.patches import calls_of
 from edgeq.graph.intgraph.graph import IntGraph, Port
 from edgeq.graph.intgraph.interpret import interpret
 from edgeq.graph.intgraph.memory import ArenaPlan, plan_arena
@@ -57,11 +58,12 @@ def write_project(graph: IntGraph, folder: Path, vectors: Vectors, name: str | N
     prefix = identifier(name or graph.name)
     arena = plan_arena(graph)
     writer = Writer(graph, arena, prefix)
-    calls = writer.calls()
+    calls = calls_of(writer)
     files = {
         **_sources(graph, writer, calls),
         **_kernels(calls),
         **_selftest(graph, prefix, vectors),
+        **{f"NAME_{name}": _template(name, {"UPPER": prefix.upper()}) for name in ("board.h", "board.c")},
         "Makefile": _template("Makefile"),
         "CMakeLists.txt": _template("CMakeLists.txt"),
     }
@@ -182,10 +184,15 @@ def _network(graph: IntGraph, writer: Writer, calls: Sequence[Call]) -> str:
         "        return -1;",
         "    }",
     ]
+    together = graph.patches.ops
+    if together:
+        lines.append(f"    for (int32_t patch = 0; patch < {graph.patches.count}; patch++) {{ /* bands of rows */")
     for index, call in enumerate(calls):
-        lines.append(f"    {{ /* {index}: {_comment(call.op.name)}, {type(call.op).__name__} */")
-        lines += [f"        {line}" for line in call.lines]
-        lines += [f"        EDGEQ_LAYER({index});", "    }"]
+        indent = "        " if index < together else "    "
+        lines.append(f"{indent}{{ /* {index}: {_comment(call.op.name)}, {type(call.op).__name__} */")
+        lines += [f"{indent}    {line}" for line in call.lines]
+        lines += [f"{indent}    EDGEQ_LAYER({index});", f"{indent}}}"]
+        lines += ["    }"] if index == together - 1 else []
     return "\n".join([*lines, "    return 0;", "}", ""])
 
 

@@ -5,6 +5,7 @@ The file is the truth: a layer counts as integer because its tensors in the file
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from edgeq.exporters.base import FileOp, ReadBack
 from edgeq.exporters.matching import Constant, match_weights
 from edgeq.exporters.tflite.pack import unpack
 from edgeq.spec import QuantPlan
+
+DAMAGED = (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+"""What reading a file raises that is not as its schema says."""
 
 _WEIGHT_OPERAND = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1}
 _DATA_OPERAND = {"TRANSPOSE_CONV": 2}
@@ -38,6 +42,19 @@ def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
         ModelError: Not a TFLite file.
         MissingError: ai-edge-litert is not installed.
     """
+    reader = _Reader(*parse_tflite(path))
+    match = match_weights(reader.integer_constants(), plan)
+    facts = (match.weights, match.missing, match.extra, tuple(reader.misfits()))
+    return ReadBack(tuple(reader.ops()), *facts, sites=match.sites)
+
+
+def parse_tflite(path: Path) -> tuple[Any, Any]:
+    """A file as the objects of its schema, and the schema.
+
+    Raises:
+        ModelError: EQ-M021, not a TFLite file.
+        MissingError: EQ-P001, ai-edge-litert is not installed.
+    """
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
@@ -47,11 +64,10 @@ def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
     data = path.read_bytes()
     if data[4:8] != b"TFL3":
         raise ModelError(f"{path.name} is not a TFLite file", code="EQ-M021", place=path.name)
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
-    reader = _Reader(model, schema)
-    match = match_weights(reader.integer_constants(), plan)
-    facts = (match.weights, match.missing, match.extra, tuple(reader.misfits()))
-    return ReadBack(tuple(reader.ops()), *facts, sites=match.sites)
+    try:
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0)), schema
+    except DAMAGED as error:
+        raise ModelError(f"{path.name} is damaged: {error}", code="EQ-M021", place=path.name) from error
 
 
 class _Reader:

@@ -49,6 +49,19 @@ def test_json_is_the_contract_with_the_program_beside(exported: Exported) -> Non
         assert program["code_bytes"] < 24 * 1024 and program["stack_bytes"] < 4 * 1024
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--device", "rpi", "--patches", "4"), "EQ-U923"),
+        (("--device", "cortex-m4", "--patches", "1"), "EQ-U004"),
+        (("--device", "cortex-m4", "--patches", "many"), "EQ-U004"),
+    ],
+)
+def test_patches_that_cannot_be(words: tuple[str, ...], code: str, tmp_path: Path) -> None:
+    done = edgeq("export", "cifar_cnn", *words, "--json", cwd=tmp_path)
+    assert done.returncode == 2 and json.loads(done.stdout)["code"] == code
+
+
 def test_the_bundle_is_whole_and_its_c_runs(exported: Exported) -> None:
     cwd, summary = exported
     artifact = Artifact.open(cwd / summary["artifact"])
@@ -137,7 +150,7 @@ def test_verify_and_profile_speak_json_and_tables(exported: Exported) -> None:
     assert found["schema"] == "edgeq.profile/1" and len(found["layers"]) > 10
     done = edgeq("profile", summary["artifact"], "--on", board, "--per-op", cwd=cwd)
     assert done.returncode == 0 and "stages_0_second_0" in done.stdout
-    done = edgeq("profile", summary["artifact"], "--on", "serial:///dev/ttyS0", "--json", cwd=cwd)
+    done = edgeq("profile", summary["artifact"], "--on", "can://0", "--json", cwd=cwd)
     assert (done.returncode, json.loads(done.stdout)["code"]) == (2, "EQ-U602")
     weights = cwd / summary["artifact"] / "c" / "cifar_cnn_weights.c"
     kept = weights.read_text()

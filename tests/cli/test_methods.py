@@ -16,7 +16,7 @@ from tests.cli.conftest import Run
 
 ARXIV = re.compile(r"arxiv[: ]\s*(\d{4}\.\d{4,5})", re.IGNORECASE)
 # Layer norm, batch norm folding and Adam: parts of reading and training networks, not of quantizing them.
-NO_METHODS = {"1607.06450", "1712.05877", "1412.6980", "2001.03288"}
+NO_METHODS = {"1607.06450", "1712.05877", "1412.6980", "2001.03288", "2110.15352"}
 
 
 def names_of(option: str) -> list[str]:

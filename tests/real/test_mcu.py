@@ -12,10 +12,14 @@ import torch
 from torch import fx
 
 from edgeq.data import open_images
+from edgeq.devices import get_target
 from edgeq.devices.cortex_m import missing_tools, run_emulated
 from edgeq.exporters import get_exporter
 from edgeq.exporters.c.exporter import codes_in_plan_order
+from edgeq.exporters.c.memory import memory_of
 from edgeq.exporters.c.project import write_project
+from edgeq.firmware import misfits, run_in_patches
+from edgeq.graph.intgraph.file import load, save
 from edgeq.graph.intgraph.graph import Conv, FullyConnected, IntGraph, Norm, Softmax
 from edgeq.graph.intgraph.interpret import dequantize_output, interpret, quantize_input, trace
 from edgeq.graph.intgraph.lower import lower
@@ -141,6 +145,23 @@ def test_the_vit_runs_on_an_emulated_core(nano: Nano, core: str, tmp_path: Path)
     run = run_emulated(tmp_path, core)
     assert run.outcome.different == 0
     assert len(run.layers) == len(nano.graph.ops)
+
+
+@pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
+def test_depth_runs_on_a_board_that_does_not_hold_its_first_images(real_data: Path, tmp_path: Path) -> None:
+    adapter = load_model(parse_model("depth_nano", None, None))
+    photos = open_images(real_data / "yolo" / "images", role="calibration")
+    batches = [tuple(torch.from_numpy(a) for a in adapter.inputs(photos.read(i))) for i in range(4)]
+    graph, _ = integer_network(adapter.loaded.graph, lambda: iter(batches), Recipe("none", "nearest", Precision()))
+    board = get_target("nrf52840-dk")
+    assert "RAM" in misfits(board, memory_of(graph))[0]
+    save(graph, tmp_path / "model.intgraph")
+    assert run_in_patches(tmp_path / "model.intgraph", board, "auto")
+    made = load(tmp_path / "model.intgraph")
+    assert not misfits(board, memory_of(made))
+    write_project(made, tmp_path / "c", codes_of(made, batches[:1]))
+    run = run_emulated(tmp_path / "c", "cortex-m4")
+    assert run.outcome.different == 0 and len(run.layers) == len(graph.ops)
 
 
 @pytest.mark.parametrize("name", ["cifar_cnn", "vit_micro"])

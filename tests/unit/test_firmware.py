@@ -12,8 +12,9 @@ from edgeq.devices import get_target, host
 from edgeq.devices.host import missing_compiler, run_on_host
 from edgeq.errors import DeviceError, InternalError, MissingError
 from edgeq.exporters.base import Memory
-from edgeq.graph.intgraph.file import save
-from tests.unit.graph.intgraphs import SmallAttention, lowered, noise
+from edgeq.exporters.c.memory import memory_of
+from edgeq.graph.intgraph.file import load, save
+from tests.unit.graph.intgraphs import SmallAttention, SmallCnn, lowered, noise
 
 MEMORY = Memory(600 * 1024, 100 * 1024, 90 * 1024, 90 * 1024, ("head", 300 * 1024), ("stem", 80 * 1024))
 
@@ -27,6 +28,25 @@ def test_what_does_not_fit_says_by_how_much_and_which_layer_decides() -> None:
     assert not firmware.misfits(get_target("cortex-m4"), MEMORY)  # a bare core: its memory varies
     assert not firmware.misfits(get_target("nrf52840-dk"), MEMORY)
     assert not firmware.misfits(board, None)
+
+
+def test_patches_are_taken_where_ram_is_short_and_only_there(tmp_path: Path) -> None:
+    network, wide = tmp_path / "model.intgraph", get_target("nucleo-f446re")
+    graph = lowered(SmallCnn().eval(), noise(1, 3, 64, 64))
+    save(graph, network)
+    plain = memory_of(graph)
+    assert not firmware.run_in_patches(network, wide, "auto") and not firmware.run_in_patches(network, wide, "none")
+    assert not firmware.run_in_patches(network, get_target("cortex-m4"), "auto")
+    short = replace(wide, ram_kb=(plain.ram + firmware.STACK) // 1024 - 1)
+    assert firmware.misfits(short, plain) and firmware.run_in_patches(network, short, "auto")
+    made = memory_of(load(network))
+    assert not firmware.misfits(short, made) and made.patches is not None
+    assert made.patches.ram_whole == plain.ram and made.patches.count == 2
+    assert firmware.run_in_patches(network, wide, "7")
+    seven = memory_of(load(network)).patches
+    assert seven is not None and seven.count == 7 and seven.moved > made.patches.moved
+    assert firmware.run_in_patches(network, replace(wide, ram_kb=5), "auto")  # too small anyway: as small as it gets
+    assert memory_of(load(network)).ram < made.ram
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from dataclasses import replace
@@ -16,9 +17,9 @@ from edgeq.devices.measured import Profile, Verification
 from edgeq.devices.timing import Runs
 from edgeq.errors import DeviceError, EdgeqError, InputError, InternalError
 from edgeq.history import entry, remember, variant
-from edgeq.profiling import Baseline, profile_all
+from edgeq.profiling import Baseline, conditions, profile_all
 
-NAMES = ("ssh://a", "local", "ssh://b", "qemu://mps2-an386")
+NAMES = ("ssh://a", "local", "ssh://b", "qemu://mps2-an386", "serial:///dev/ttyACM0")
 
 
 def profile(device: str = "ssh://a", p50: float | None = 10.0, **details: Any) -> Profile:
@@ -48,16 +49,19 @@ class Fake:
             raise self.error
         return profile(self.name)
 
+    def abort(self) -> None:
+        pass
+
 
 def test_devices_run_at_once_but_not_on_one_machine() -> None:
     lost = DeviceError("gone", code="EQ-X873")
     devices = [Fake(name, lost if name == "ssh://b" else None) for name in NAMES]
     done: list[int] = []
     found = profile_all(devices, None, "auto", None, done.append)  # type: ignore[arg-type]
-    assert [f.device if isinstance(f, Profile) else f.code for f in found] == [NAMES[0], NAMES[1], "EQ-X873", NAMES[3]]
-    assert sum(done) == 4
+    assert [f.device if isinstance(f, Profile) else f.code for f in found] == [*NAMES[:2], "EQ-X873", *NAMES[3:]]
+    assert sum(done) == 5
     assert not any({"local", "qemu://mps2-an386"} <= group for group in Fake.together)
-    assert any({"ssh://a", "ssh://b"} <= group for group in Fake.together)
+    assert any({"ssh://a", "ssh://b", "serial:///dev/ttyACM0"} <= group for group in Fake.together)
 
 
 def test_a_bug_in_one_thread_is_not_lost() -> None:
@@ -81,6 +85,42 @@ def test_a_gate_against_saved_profiles(tmp_path: Path) -> None:
         assert gate["passed"] is passed and gate["slowdown"] == pytest.approx(10 * now - 100)
         assert gate["interval"] is None and not gate["paired"]
     assert base.gate(profile("local", 10.0), 50)["slowdown"] == pytest.approx(100)
+
+
+def state(**after: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(("mhz", "celsius", "load", "governor", "throttled"))
+    return {"before": nothing, "after": {**nothing, **after}}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ({"mhz": 1500}, {"mhz": 600}, "the clock was 1500 MHz, and is 600 now"),
+        ({"celsius": 45.0}, {"celsius": 82.5}, "it had 45 °C, and has 82 now"),
+        ({"load": 0.1}, {"load": 3.0}, "the load was 0.1, and is 3.0 now"),
+        ({"governor": "performance"}, {"governor": "powersave"}, "governed by 'performance'"),
+        ({}, {"throttled": ["under-voltage"]}, "throttled now: under-voltage"),
+        ({"mhz": 1500, "load": 1.0}, {"mhz": 1480, "load": 1.2}, "nothing that was measured"),
+    ],
+)
+def test_two_profiles_that_disagree_say_why(
+    tmp_path: Path, then: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    base = saved(tmp_path / "b.json", profile(p50=10.0, state=state(**then)))
+    (why,) = base.gate(profile(p50=10.5, state=state(**now)), None)["why"]
+    assert said in why
+    assert base.gate(profile(p50=10.2, state=state(**now)), None)["why"] == []
+
+
+def test_doubtful_medians_are_reasons(tmp_path: Path) -> None:
+    base = saved(tmp_path / "b.json", profile(p50=10.0, settled=False))
+    why = base.gate(profile(p50=9.0, drift=-0.08), None)["why"]
+    assert why == ["the median then had not settled", "drifting now, by -8 %", "noisy now: p90 is 1.2 times the median"]
+
+
+@pytest.mark.parametrize("state", [3, {"after": 3}, {"after": {"mhz": "fast", "throttled": 1, "load": True}}])
+def test_conditions_of_profiles_that_somebody_wrote(state: Any) -> None:
+    assert set(conditions({"state": state, "p50": "x", "settled": 1, "drift": None}).values()) == {None}
 
 
 def test_a_pair_in_alternation_counts_more_than_two_medians(tmp_path: Path) -> None:
@@ -156,6 +196,20 @@ def test_variants_of_a_model_have_their_own_history() -> None:
     names.add(variant({**manifest, "scheme": "dynamic"}, "tflite"))
     assert len(names) == 4
     assert variant(manifest, "tflite") == "vit tflite static w8a8"
+
+
+def test_a_history_of_before_is_read_on(tmp_path: Path) -> None:
+    file = tmp_path / "h.sqlite"
+    columns = "at, artifact, device, board, runtime, threads, unit, p50, runs"
+    with sqlite3.connect(file) as store:
+        store.execute(f"CREATE TABLE profiles (id INTEGER PRIMARY KEY, model TEXT NOT NULL, {columns})")
+        row = ("vit", "2026", "ab", "ssh://a", "", "x 1", 1, "ms", 9.0, 5)
+        store.execute(f"INSERT INTO profiles (model, {columns}) VALUES ({', '.join('?' * 10)})", row)
+    now = profile(threads=1, state=state(mhz=600)).to_dict()
+    new = entry("ab" * 32, now, "x 1", conditions(now))
+    assert new is not None
+    assert [(e.p50, e.conditions) for e in remember("vit", new, file)] == [(9.0, {})]
+    assert remember("vit", new, file)[0].conditions["mhz"] == 600
 
 
 @pytest.mark.parametrize("damage", ["file", "folder"])

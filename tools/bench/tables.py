@@ -21,8 +21,8 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
 DOCUMENTS = (
     README,
-    *(README.parent / "docs" / name for name in ("devices.md", "methods.md", "robustness.md", "search.md")),
-    *(README.parent / "docs" / "families" / f"{name}.md" for name in ("depth", "points", "vit", "whisper", "yolo")),
+    *(README.parent / "docs" / f"{n}.md" for n in ("devices", "methods", "microcontrollers", "robustness", "search")),
+    *(README.parent / "docs" / "families" / f"{n}.md" for n in ("depth", "points", "vit", "whisper", "yolo")),
 )
 
 
@@ -314,6 +314,21 @@ def mcu_table() -> str:
     return "\n".join(lines)
 
 
+def mcu_patches_table() -> str:
+    """RAM and instructions of networks whose first layers run in patches."""
+    rows: dict[str, dict[str, Any]] = json.loads((RESULTS / "mcu_patches.json").read_text(encoding="utf-8"))["rows"]
+    lines = [
+        "| network | patches | layers in them | RAM KiB | KiB of rows moved | M instructions: M4, M55 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in rows.items():
+        for count, row in found.items():
+            plain, codes = count == "1", ", ".join(f"{n / 1e6:.2f}" for n in row["instructions"].values())
+            cells = [name, "-" if plain else count, "-" if plain else str(row["layers"]), f"{row['ram'] / 1024:.0f}"]
+            lines.append("| " + " | ".join([*cells, f"{row['moved'] / 1024:.0f}", codes]) + " |")
+    return "\n".join(lines)
+
+
 def whisper_table() -> str:
     """Whisper tiny.en in every way that was measured."""
     lines = [
@@ -545,6 +560,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "noise_goal": noise_goal_table,
     "calibration_sets": calibration_sets_table,
     "mcu": mcu_table,
+    "mcu_patches": mcu_patches_table,
     "devices": devices_table,
     "whisper": whisper_table,
     "yolo": yolo_table,

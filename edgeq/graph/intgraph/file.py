@@ -19,12 +19,13 @@ from edgeq.arrays import read_arrays, write_arrays
 from edgeq.errors import EdgeqError, ModelError
 from edgeq.graph.intgraph import graph as kinds
 from edgeq.graph.intgraph.arithmetic import Dyadic
-from edgeq.graph.intgraph.graph import IntGraph, IntTensor, Op, Port, Weights, Window
+from edgeq.graph.intgraph.graph import IntGraph, IntTensor, Op, Patches, Port, Weights, Window
+from edgeq.graph.intgraph.patches import reach
 
 SCHEMA = "edgeq.intgraph/1"
 _STRUCTURE = "structure"
 _KINDS: Mapping[str, type] = MappingProxyType(
-    {cls.__name__: cls for cls in (Dyadic, Weights, Window, IntTensor, Port)}
+    {cls.__name__: cls for cls in (Dyadic, Weights, Window, IntTensor, Port, Patches)}
     | {name: cls for name, cls in vars(kinds).items() if isinstance(cls, type) and issubclass(cls, Op)}
 )
 # What reading a file, and the dataclasses of a structure that somebody else wrote, raise.
@@ -43,6 +44,8 @@ def save(graph: IntGraph, path: Path) -> None:
         "inputs": [_packed(port, arrays) for port in graph.inputs],
         "outputs": [_packed(port, arrays) for port in graph.outputs],
     }
+    if graph.patches.ops:
+        structure["patches"] = _packed(graph.patches, arrays)
     text = np.frombuffer(json.dumps(structure, sort_keys=True).encode(), np.uint8)
     write_arrays(path, {_STRUCTURE: text, **{f"array_{i}": a for i, a in enumerate(arrays)}})
 
@@ -61,7 +64,13 @@ def load(path: str | Path) -> IntGraph:
         parts = _unpacked({k: v for k, v in structure.items() if k not in ("schema", "name")}, store)
         tensors = {tensor.name: tensor for tensor in parts["tensors"]}
         constants = {name: codes.astype(tensors[name].dtype) for name, codes in parts["constants"].items()}
-        return IntGraph(structure["name"], parts["ops"], tensors, constants, parts["inputs"], parts["outputs"])
+        patches = parts.get("patches", Patches())
+        loaded = IntGraph(
+            structure["name"], parts["ops"], tensors, constants, parts["inputs"], parts["outputs"], patches
+        )
+        if patches.ops > reach(loaded):
+            raise ValueError(f"operation {reach(loaded)} cannot run in patches")
+        return loaded
     except (*_UNREADABLE, EdgeqError) as error:
         message = f"{Path(path).name} cannot be read as a network of integers: {error}"
         hint = "restore the file, or export the model again"

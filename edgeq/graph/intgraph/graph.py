@@ -92,7 +92,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Window:
-    """Geometry of a convolution or a pooling over an image `(height, width, channels)`."""
+    """Geometry of a convolution or a pooling over an image `(height, width, channels)`.
+
+    `padding` is border above and left, and as much below and right, where `extra` rows and columns are added.
+    """
 
     height: int
     width: int
@@ -101,11 +104,13 @@ class Window:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
+    extra: tuple[int, int] = (0, 0)
 
     @property
     def output(self) -> tuple[int, int]:
         """Height and width of the result."""
-        sizes = zip((self.height, self.width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        held = (self.height + self.extra[0], self.width + self.extra[1])
+        sizes = zip(held, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
         return rows, columns
 
@@ -298,6 +303,23 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Patches:
+    """The first operations of a network run patch by patch (`edgeq.graph.intgraph.patches`); no integer changes.
+
+    Args:
+        ops: How many operations.
+        count: How many patches.
+    """
+
+    ops: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ops < 0 or self.count < 1 or (self.ops == 0) != (self.count == 1):
+            raise InternalError(f"{self.count} patches of {self.ops} operations", code="EQ-Z500", place="patches")
+
+
+@dataclass(frozen=True)
 class IntGraph:
     """A network of integers.
 
@@ -308,6 +330,7 @@ class IntGraph:
         constants: Codes of the tensors that are constant, flat.
         inputs: In the order of the float network.
         outputs: Likewise.
+        patches: Which operations run in patches.
     """
 
     name: str
@@ -316,6 +339,7 @@ class IntGraph:
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
+    patches: Patches = Patches()
 
     def __post_init__(self) -> None:
         ready = {port.tensor for port in self.inputs} | set(self.constants)
@@ -327,6 +351,8 @@ class IntGraph:
         lost = [p.tensor for p in self.outputs if p.tensor not in ready]
         if lost or not self.outputs or not self.inputs:
             raise InternalError(f"{self.name} has no way to its outputs {lost}", code="EQ-Z500", place=self.name)
+        if self.patches.ops > len(self.ops):
+            raise InternalError(f"{self.name} has fewer operations than its patches", code="EQ-Z500", place=self.name)
         for name, codes in self.constants.items():
             tensor = self.tensors[name]
             if codes.size != tensor.size or codes.min() < tensor.low or codes.max() > tensor.high:

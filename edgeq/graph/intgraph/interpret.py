@@ -117,7 +117,7 @@ def _patches(window: Window, image: Ints, border: int) -> Ints:
     """Windows `(rows, columns, channels, kernel row, kernel column)` of a flat image."""
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = window.kernel, window.stride, window.padding, window.dilation
     held = image.reshape(window.height, window.width, window.channels)
-    padded = np.pad(held, ((ph, ph), (pw, pw), (0, 0)), constant_values=border)
+    padded = np.pad(held, ((ph, ph + window.extra[0]), (pw, pw + window.extra[1]), (0, 0)), constant_values=border)
     views = sliding_window_view(padded, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(0, 1))
     result: Ints = views[::sh, ::sw, :, ::dh, ::dw]
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from edgeq.graph.intgraph.graph import (
     Conv,
@@ -13,10 +14,14 @@ from edgeq.graph.intgraph.graph import (
     IntGraph,
     MatMul,
     Op,
+    Patches,
     Softmax,
 )
+from edgeq.graph.intgraph.patches import bands, image_rows, patched, reach
 
 ALIGNMENT = 8
+PATCHES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+"""Numbers of patches that are tried."""
 REORDERINGS = 400  # of the buffers, tried when the first plan is above the bound
 
 
@@ -82,7 +87,7 @@ def plan_arena(graph: IntGraph) -> ArenaPlan:
     "greedy by size"); where that is above the bound, two buffers change places in the order as long as it helps.
     """
     blocks = _blocks(graph)
-    live = tuple(sum(b.bytes for b in blocks if b.first <= i <= b.last) for i in range(len(graph.ops)))
+    live = _alive(blocks, len(graph.ops))
     bound = max(live, default=0)
     order = sorted(blocks, key=lambda b: (-b.bytes, b.first))
     best, size = _place(order)
@@ -99,16 +104,60 @@ def plan_arena(graph: IntGraph) -> ArenaPlan:
     return ArenaPlan(best, size, bound, live)
 
 
+def arena_bound(graph: IntGraph) -> int:
+    """Most bytes alive at once: what `plan_arena` reaches or comes near to, at a fraction of the time."""
+    return max(_alive(_blocks(graph), len(graph.ops)), default=0)
+
+
+def in_patches(graph: IntGraph, count: int) -> IntGraph:
+    """The network with as many of its first operations in `count` patches as make its arena smallest."""
+    whole = patched(graph, Patches())
+    tried = [whole, *(patched(whole, Patches(ops, count)) for ops in range(1, reach(whole) + 1))]
+    return min(tried, key=arena_bound)
+
+
+def fitted(graph: IntGraph, arena: int) -> IntGraph:
+    """The network in as few patches as make its arena fit; in those that make it smallest where none do.
+
+    Args:
+        graph: The network.
+        arena: Bytes that there are for it.
+    """
+    tried = [patched(graph, Patches())]
+    for count in PATCHES:
+        if plan_arena(tried[-1]).bytes <= arena:
+            return tried[-1]
+        tried.append(in_patches(graph, count))
+    return min(tried, key=arena_bound)
+
+
+def _alive(blocks: Sequence[Block], count: int) -> tuple[int, ...]:
+    """Bytes alive during each of `count` operations."""
+    change = [0] * (count + 1)
+    for block in blocks:
+        change[block.first] += block.bytes
+        change[block.last + 1] -= block.bytes
+    return tuple(accumulate(change[:-1]))
+
+
 def _blocks(graph: IntGraph) -> list[Block]:
+    """Every buffer with its life; in patches, what one leaves to the next lives through all of them."""
     outside = {port.tensor for port in (*graph.inputs, *graph.outputs)} | set(graph.constants)
     last: dict[str, int] = {}
     for index, op in enumerate(graph.ops):
         last.update(dict.fromkeys(op.inputs, index))
+    together = graph.patches.ops
+    found = bands(graph, graph.patches)
     blocks = []
     for index, op in enumerate(graph.ops):
+        end = last.get(op.output, index)
         if op.output not in outside:
-            size = _aligned(graph.tensors[op.output].bytes)
-            blocks.append(Block(op.output, size, index, last.get(op.output, index)))
+            tensor, begin = graph.tensors[op.output], index
+            size = tensor.bytes
+            if index < together:
+                size = size // image_rows(tensor) * found.rows[op.output]
+                begin, end = (0, max(end, together - 1)) if found.stays(op.output) else (index, end)
+            blocks.append(Block(op.output, _aligned(size), begin, end))
         if scratch_bytes(op):
             blocks.append(Block(f"scratch:{index}", _aligned(scratch_bytes(op)), index, index))
     return blocks

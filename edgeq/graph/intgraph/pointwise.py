@@ -25,9 +25,9 @@ from edgeq.graph.intgraph.graph import (
     Mul,
     Norm,
     Requantize,
-    Softmax,
     Table,
 )
+from edgeq.graph.intgraph.parts import softmax_of, sum_scaling
 from edgeq.graph.intgraph.products import image_of, image_view, window_of
 from edgeq.graph.kinds import op_kind
 
@@ -109,11 +109,7 @@ def lower_sum(context: Context, node: fx.Node) -> Value:
     signs = [1.0, -1.0 if op_kind(node) == "sub" else 1.0]
     if swapped:
         signs.reverse()
-    factors = np.array([s * t.scale / grid.scale for s, t in zip(signs, (first, second), strict=True)])
-    scaling = common(factors, max(first.reach, second.reach), node.name)
-    reach = [(t.reach << scaling.left) * abs(int(m)) for t, m in zip((first, second), scaling.multiplier, strict=True)]
-    require_fits(sum(reach), 63, node.name, "a weighted sum")
-    require_fits((sum(reach) >> 32) + (1 << (int(scaling.shift[0]) - 33)), 31, node.name, "its high word")
+    scaling = sum_scaling((first, second), signs, grid, node.name)
     output = context.builder.new(node.name, first.shape, grid)
     context.builder.add(Add(node.name, (first.name, second.name), output.name, scaling))
     return Value(output.name, view, grid)
@@ -170,19 +166,8 @@ def lower_softmax(context: Context, node: fx.Node) -> Value:
     if int(arguments(node, 1, dim=-1)["dim"]) % len(shape) != len(shape) - 1:
         raise refused(node, "kernels take the softmax of the last axis", "move the axis to the end in the model")
     source = context.builder.tensors[context.builder.demand(context.value(node, 0), place=node.name)]
-    require_fits(shape[-1] * 65535, 32, node.name, "a sum of powers")
-    octave = source.scale * math.log2(math.e) * 256
-    slope_shift = min(31, 15 - math.frexp(octave)[1])
-    fraction, exponent = math.frexp(1.0 / grid.scale)
-    gain, decimal = min(round(math.ldexp(fraction, 31)), (1 << 31) - 1), 31 - exponent
-    left = min(14, 31 - decimal)
-    if slope_shift < 1 or decimal + left < 18 or left < 0:
-        raise refused(node, f"steps of {source.scale:g} and {grid.scale:g} are outside of what its kernel covers")
-    slope = min(round(math.ldexp(octave, slope_shift)), (1 << 15) - 1)
     output = context.builder.new(node.name, shape, grid)
-    rows, shift = source.size // shape[-1], 31 + decimal + left
-    made = Softmax(node.name, (source.name,), output.name, rows, shape[-1], slope, slope_shift, gain, left, shift)
-    return context.builder.add(made, shape)
+    return context.builder.add(softmax_of(node.name, source, output, shape[-1]), shape)
 
 
 def lower_norm(context: Context, node: fx.Node) -> Value:

@@ -12,6 +12,7 @@ from edgeq.graph.intgraph.arithmetic import dyadic, require_fits
 from edgeq.graph.intgraph.builder import Grid, Value, positions
 from edgeq.graph.intgraph.context import Context, arguments, clip_bounds, refused, shape_of
 from edgeq.graph.intgraph.graph import Conv, Depthwise, FullyConnected, IntTensor, MatMul, Weights, Window
+from edgeq.graph.intgraph.parts import layer_weights
 from edgeq.spec import codes_hash
 
 IMAGE = (0, 2, 3, 1)
@@ -76,15 +77,7 @@ def weights_of(context: Context, node: fx.Node, source: IntTensor, grid: Grid, o
     given = context.float_constant(node, 2)
     real_bias = np.zeros(len(codes)) if given is None else given
     bias = np.rint(real_bias / steps).astype(np.int64)
-    folded = bias - source.zero_point * codes.sum(axis=1)
-    magnitude = np.abs(codes).sum(axis=1)
-    raw = max(abs(source.low), abs(source.high))
-    packed = 4 if bits <= 4 else 8
-    # Packed codes are summed with an offset of 8, which is taken off beforehand.
-    summed = magnitude if packed == 8 else magnitude + 16 * codes.shape[1]
-    require_fits(int((np.abs(folded) + summed * raw).max()), 31, node.name, "a sum of products")
-    bound = int((np.abs(bias) + magnitude * source.reach).max())
-    return Weights(codes, folded, dyadic(steps / grid.scale, bound, node.name), packed)
+    return layer_weights(codes, bias, steps, source, grid, bits, node.name)
 
 
 def _result_grid(context: Context, node: fx.Node) -> Grid:

@@ -21,6 +21,13 @@
 #define NAME_APART
 #endif
 
+/* Before a short loop over many codes. */
+#if defined(__GNUC__) && !defined(__clang__) && !defined(NAME_MVE)
+#define NAME_UNROLL _Pragma("GCC unroll 4")
+#else
+#define NAME_UNROLL
+#endif
+
 /* The arithmetic wants 32-bit int or wider and shifts of negative numbers towards minus infinity. */
 typedef char NAME_wants_arithmetic_shift[((-1) >> 1) == -1 ? 1 : -1];
 typedef char NAME_wants_int32[sizeof(int) >= 4 ? 1 : -1];

@@ -33,6 +33,14 @@ static inline uint32_t NAME_minus(uint32_t pair, uint32_t zeros)
     return result;
 }
 
+/* The larger byte of each pair. */
+static inline uint32_t NAME_larger(uint32_t a, uint32_t b)
+{
+    uint32_t result;
+    __asm__("ssub8 %0, %1, %2\n sel %0, %1, %2" : "=&r"(result) : "r"(a), "r"(b) : "cc");
+    return result;
+}
+
 static inline int32_t NAME_mac2(uint32_t a, uint32_t b, int32_t sum)
 {
     int32_t result;

@@ -34,12 +34,25 @@ def test_serial_ports_and_boards_on_usb(tmp_path: Path) -> None:
             (folder / "product").write_text(f"{product}\n")
     found = [(s.kind, s.address, s.description, s.usable) for s in scan(tmp_path, tmp_path / "none")]
     assert found[:4] == [
-        ("serial", "/dev/ttyACM0", "usb-STM_STLINK-if02", False),
-        ("serial", "/dev/ttyUSB1", "serial port on USB", False),
+        ("serial", "serial:///dev/ttyACM0", "usb-STM_STLINK-if02; for firmware with NAME_report", True),
+        ("serial", "serial:///dev/ttyUSB1", "serial port on USB; for firmware with NAME_report", True),
         ("usb", "1-1", "STMicroelectronics: STM32 STLink", False),
         ("usb", "1-3", "Raspberry Pi: product 0003", False),
     ]
     assert all(kind == "emulator" for kind, *_ in found[4:])
+
+
+def test_devices_with_usb_debugging(tmp_path: Path) -> None:
+    device = tmp_path / "sys/bus/usb/devices"
+    for interface, protocol in (("2-1:1.0", "01"), ("2-2:1.0", "50")):
+        for folder in (device / interface, device / interface.partition(":")[0]):
+            folder.mkdir(parents=True, exist_ok=True)
+        for part, value in (("Class", "ff"), ("SubClass", "42"), ("Protocol", protocol)):
+            (device / interface / f"bInterface{part}").write_text(f"{value}\n")
+        (device / interface.partition(":")[0] / "serial").write_text(f"SERIAL{protocol}\n")
+    (device / "2-1" / "product").write_text("Pixel 6\n")
+    found = [(s.address, s.description) for s in scan(tmp_path, tmp_path / "none") if s.kind == "adb"]
+    assert found == [("adb://SERIAL01", "Pixel 6")]
 
 
 def test_emulators_say_what_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

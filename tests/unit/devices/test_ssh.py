@@ -288,12 +288,42 @@ def test_a_connection_that_is_cut_while_measuring_keeps_the_runs(
     profile = computer(board, seconds=30).profile(tflite, 10**7).to_dict()
     assert not profile["ok"] and not profile["complete"] and profile["error"]["code"] == "EQ-X873"
     assert profile["runs"] > 0 and profile["p50"] > 0 and "incomplete" in profile["notes"][0]
+    assert "it kept running" in profile["error"]["message"]
     monkeypatch.undo()
     monkeypatch.setenv(ssh.CONFIG, str(board.config()))
     transport = SshTransport(Address.parse(board.address), sys.executable)
     with Link(transport) as link:
         assert link.lock(5, print) is None  # what ran there has ended, and its lock with it
     transport.close()
+
+
+@pytest.mark.parametrize(("after", "said"), [("two", "was restarted"), ("", "does not answer now")])
+def test_a_board_that_restarts_while_measuring_is_found_out(
+    board: Sshd, tflite: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: str, said: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "boot_id").write_text("one")
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import pathlib\nreal = pathlib.Path.open\n"
+        f"other = {{'/proc/sys/kernel/random/boot_id': pathlib.Path({str(tmp_path / 'boot_id')!r})}}\n"
+        "pathlib.Path.open = lambda self, *a, **k: real(other.get(str(self), self), *a, **k)\n"
+    )
+    real = Link._event
+
+    def restarting(self: Link, deadline: float) -> dict[str, Any]:
+        event = real(self, deadline)
+        if event["event"] == "times":
+            (tmp_path / "boot_id").write_text(after)
+            board.cut()
+            if not after:
+                monkeypatch.setenv(ssh.CONFIG, str(board.config(Port="1")))
+        return event
+
+    monkeypatch.setattr(Link, "_event", restarting)
+    python = board.python(f'PYTHONPATH={tmp_path / "site"} exec "$PYTHON" "$@"')
+    found = computer(board, python, seconds=30).profile(tflite, 10**7)
+    assert found.runs > 0 and found.error is not None and found.error.code == "EQ-X873"
+    assert said in found.error.message
 
 
 def test_a_program_that_dies_says_how(
