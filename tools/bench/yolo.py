@@ -60,6 +60,8 @@ JOBS = {
         "openvino",
         ("--device", "x86", "--scheme", "static", "--bits", "mixed", "--budget-kb", "1500"),
     ),
+    "yolox_nano onnx": Job("yolox_nano", "onnx", ("--device", "x86", "--format", "onnx", "--scheme", "static")),
+    "320n tflite dynamic": Job("320n", "tflite", ("--device", "rpi", "--scheme", "dynamic"), labelled=False),
     "320n openvino": Job("320n", "openvino", ("--device", "x86", "--scheme", "static"), labelled=False),
     "320n tflite": Job("320n", "tflite", ("--device", "rpi", "--scheme", "integer"), labelled=False),
 }
