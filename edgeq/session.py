@@ -144,7 +144,8 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter | Comp
     """Target, exporter and model of a configuration; cheap questions first.
 
     Raises:
-        UsageError: A name is unknown, or the scheme for the format; EQ-U600, the target does not run the format.
+        UsageError: A name is unknown, or the scheme for the format; EQ-U600, the target does not run the format;
+            EQ-U604, something should stay float where nothing can.
         ModelError: The model cannot be used.
     """
     target = get_target(config.device)
@@ -155,6 +156,13 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter | Comp
             code="EQ-U600",
             place="--format",
             hint=f"leave --format out, or give one of: {', '.join(target.schemes)}",
+        )
+    if exporter.float_format != exporter.name and config.keep_float not in ("auto", "none"):
+        raise UsageError(
+            f"{exporter.name} projects hold integers only, and {config.keep_float} should stay float",
+            code="EQ-U604",
+            place="--keep-float",
+            hint="leave --keep-float out, or export for a device that runs float: edgeq devices",
         )
     if config.scheme != "auto":
         exporter.config(config.scheme, Precision(*split_bits(config.bits)))

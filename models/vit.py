@@ -154,7 +154,9 @@ def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
         raise unknown_name(
             "ViT", name, [*MODELS, *timm.list_models("*vit*"), *timm.list_models("deit*")], code="EQ-U014"
         )
-    head = state.get("head.weight")
+    registered = timm.get_pretrained_cfg(name)
+    last: Any = (registered and registered.classifier) or "head"
+    head = state.get(f"{last[0] if isinstance(last, tuple) else last}.weight")  # distilled networks have two
     model = timm.create_model(name, pretrained=False, num_classes=0 if head is None else head.shape[0])
     config: dict[str, Any] = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
     return model, Preprocess(

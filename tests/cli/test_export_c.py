@@ -109,6 +109,8 @@ def test_formats_and_targets_must_fit_together(tmp_path: Path) -> None:
         assert (done.returncode, json.loads(done.stdout)["code"]) == (2, "EQ-U600")
     done = edgeq("export", "cifar_cnn", "--device", "cortex-m4", "--scheme", "static", "--json", cwd=tmp_path)
     assert (done.returncode, json.loads(done.stdout)["code"]) == (2, "EQ-U011")
+    done = edgeq("export", "cifar_cnn", "--device", "cortex-m4", "--keep-float", "conv2d_3", "--json", cwd=tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (2, "EQ-U604")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -22,7 +22,7 @@ README = Path(__file__).parents[2] / "README.md"
 DOCUMENTS = (
     README,
     *(README.parent / "docs" / name for name in ("devices.md", "methods.md", "robustness.md")),
-    *(README.parent / "docs" / "families" / f"{name}.md" for name in ("depth", "points", "whisper", "yolo")),
+    *(README.parent / "docs" / "families" / f"{name}.md" for name in ("depth", "points", "vit", "whisper", "yolo")),
 )
 
 
@@ -374,6 +374,27 @@ def yolo_table() -> str:
     return "\n".join(lines)
 
 
+def networks_table() -> str:
+    """Networks with random weights through every format."""
+    lines = [
+        "| network, format | MB | SQNR dB, median / worst | time / float | integer MACs | refused because |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows: dict[str, Any] = json.loads((RESULTS / "networks.json").read_text(encoding="utf-8"))
+    for name, row in rows.items():
+        sqnr = row["sqnr_db"]
+        cells = [
+            name,
+            f"{row['bytes'] / 1e6:.1f} of {row['float_bytes'] / 1e6:.1f}",
+            f"{sqnr['median']:.1f} / {sqnr['worst']:.1f} (n={sqnr['n']})",
+            _ratio(row["latency"]),
+            f"{100 * row['integer_mac_share']:.0f} %",
+            "; ".join(reason.partition(":")[0] for reason in row["rejected"]) or "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def points_table() -> str:
     """PointMLP over both halves of the clouds."""
     lines = [
@@ -495,6 +516,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "devices": devices_table,
     "whisper": whisper_table,
     "yolo": yolo_table,
+    "networks": networks_table,
     "points": points_table,
     "pillars": pillars_table,
     "depth": depth_table,

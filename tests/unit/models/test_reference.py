@@ -59,3 +59,15 @@ def test_families_know_what_is_theirs(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ModelError):
         load_model(parse_model("cifar_cnn", None, tmp_path / "bad.safetensors"))
+
+
+def test_the_classes_of_a_timm_checkpoint_are_those_of_its_last_layer(tmp_path: Path) -> None:
+    """Architectures call it differently; this one `head.fc`. Random weights."""
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    network = timm.create_model("mobilevit_xxs", pretrained=False, num_classes=7)
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "w.safetensors")
+    graph = load_model(parse_model("vit:mobilevit_xxs", None, tmp_path / "w.safetensors")).loaded.graph
+    (outputs,) = next(n for n in graph.graph.nodes if n.op == "output").args
+    assert [tuple(o.meta["val"].shape) for o in outputs] == [(1, 7)]
