@@ -112,12 +112,20 @@ def _require_narrow(session: Session, recipe: Recipe, fitted: Fitted) -> None:
 def _with_islands(
     session: Session, scheme: str, recipe: Recipe, fitted: Fitted, stages: Stages
 ) -> tuple[IslandChoice | None, Recipe]:
-    """Which operations stay float, and the recipe that says so; tried on the network with everything else quantized."""
+    """Which operations stay float, and the recipe that says so; tried on the network with everything else quantized.
+
+    Raises:
+        UsageError: EQ-U334 names the first that is none.
+    """
     wish = session.config.keep_float
     integers_only = session.exporter.float_format != session.exporter.name
     if wish == "none" or (wish == "auto" and (integers_only or session.adapter.loaded.network != "convolution")):
         return None, recipe
     if wish != "auto" and not wish.isdigit():
+        known = {n.name for n in fitted.graph.graph.nodes if n.op == "call_function"}
+        for name in wish.split(","):
+            if not fnmatch.filter(known, name):
+                raise unknown_name("operation", name, known, code="EQ-U334")
         return None, replace(recipe, precision=replace(recipe.precision, keep_float=tuple(wish.split(","))))
     if scheme not in LEARNABLE:
         return None, recipe

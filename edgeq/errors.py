@@ -103,6 +103,10 @@ class Interrupted(EdgeqError):
     exit_code = 130
 
 
+LISTED = 40
+"""Names that a hint lists; more would bury what it says."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The entry of `known` most similar to `name`, or None when nothing is close."""
     matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
@@ -114,7 +118,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, code: str, comma
     names = sorted(known)
     close = nearest(name, names)
     hint = f"did you mean {close!r}? " if close else ""
-    hint += f"known: {', '.join(names)}"
+    hint += f"known: {', '.join(names)}" if len(names) <= LISTED else f"{len(names)} names are known"
     if command:
         hint += f" (see `{command}`)"
     return UsageError(f"unknown {kind} {name!r}", code=code, hint=hint)

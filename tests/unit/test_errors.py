@@ -104,3 +104,5 @@ def test_the_nearest_name_is_offered() -> None:
     error = unknown_name("scheme", "statik", ["static", "dynamic"], code="EQ-U007", command="edgeq methods")
     assert error.message == "unknown scheme 'statik'"
     assert error.hint == "did you mean 'static'? known: dynamic, static (see `edgeq methods`)"
+    many = unknown_name("layer", "conv1", [f"conv{i}0" for i in range(50)], code="EQ-U334")
+    assert many.hint == "did you mean 'conv10'? 50 names are known"
