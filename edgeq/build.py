@@ -43,6 +43,7 @@ from edgeq.session import SOLVED, Fitted, Session, Stages, batches_of, data_key,
 from edgeq.spec import QuantConfig
 
 TRIED = 16  # calibration samples that widths are tried on
+CHOSEN = 3  # times that widths are chosen until the file fits
 FREED_ON = 2  # calibration samples on which operations are tried in float
 OTHER_WORK = "EQ-U284"
 """A checkpoint that cannot be continued."""
@@ -158,11 +159,23 @@ def _with_islands(
 def _narrowed(
     session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path, stages: Stages
 ) -> tuple[WidthChoice, Recipe]:
-    """Which weights get 4 bits within the budget, and the recipe that says so."""
+    """Which weights get 4 bits within the budget, and the recipe that says so.
+
+    What a narrow weight costs a file beside its codes differs from layer to layer; the size of the file itself decides,
+    and the next choice leaves room for what the last one was over.
+    """
     study, readers = _study(session, scheme, recipe, fitted, scratch, stages)
-    choice = choose_widths(study.graph, study.problem, study.losses)
-    layers = tuple(name for path in choice.narrow for name in readers[path])
-    return choice, replace(recipe, precision=replace(recipe.precision, narrow=layers))
+    budget = room = study.problem.budget
+    for attempt in range(CHOSEN):
+        choice = choose_widths(study.graph, replace(study.problem, budget=room), study.losses)
+        layers = tuple(name for path in choice.narrow for name in readers[path])
+        narrowed = replace(recipe, precision=replace(recipe.precision, narrow=layers))
+        with stages.step(f"size of {scheme}"):
+            size = _size(session, scheme, narrowed, fitted, scratch / f"{scheme}-chosen-{attempt}")
+        if size <= budget:
+            break
+        room -= size - budget
+    return choice, narrowed
 
 
 def share_bytes(sessions: Mapping[str, Session], scratch: Path, stages: Stages) -> dict[str, Session]:
@@ -210,7 +223,10 @@ def _study(
     assert config.budget_kb is not None
     if scheme not in session.sizes:
         with stages.step(f"size of {scheme}"):  # what a converter adds to the weights only its file tells
-            session.sizes[scheme] = _sizes(session, scheme, recipe, fitted, scratch)
+            session.sizes[scheme] = (
+                _size(session, scheme, _of_width(recipe, WIDE), fitted, scratch / f"{scheme}-wide"),
+                _size(session, scheme, _of_width(recipe, NARROW), fitted, scratch / f"{scheme}-narrow"),
+            )
     wide, narrow = session.sizes[scheme]
     budget = 1000 * config.budget_kb
     problem, readers = width_problem(graph, session.exporter, scheme, recipe.precision, wide, budget, narrow)
@@ -232,17 +248,16 @@ def _study(
     return Study(graph, problem, losses), readers
 
 
-def _sizes(session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path) -> tuple[int, int]:
-    """Bytes of the file with all weights in 8 bits, and with those in 4 that can be."""
-    found = []
-    for bits in (WIDE, NARROW):
-        own = replace(recipe, precision=replace(recipe.precision, weight_bits=bits))
-        folder = scratch / f"{scheme}-{bits}"
-        built, _ = candidates.build(
-            fitted.graph, session.exporter, scheme, own, fitted.statistics, Rounding(), (), folder
-        )
-        found.append(built.bytes)
-    return found[0], found[1]
+def _of_width(recipe: Recipe, bits: int) -> Recipe:
+    """A recipe with other weights."""
+    return replace(recipe, precision=replace(recipe.precision, weight_bits=bits))
+
+
+def _size(session: Session, scheme: str, recipe: Recipe, fitted: Fitted, folder: Path) -> int:
+    """Bytes of a file; how its weights are rounded does not matter."""
+    statistics = fitted.statistics
+    built, _ = candidates.build(fitted.graph, session.exporter, scheme, recipe, statistics, Rounding(), (), folder)
+    return built.bytes
 
 
 def _damage(adapter: Sensitive) -> Damage:

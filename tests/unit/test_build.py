@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from edgeq.build import _with_islands
+from edgeq.build import _narrowed, _with_islands
 from edgeq.errors import UsageError
 from edgeq.exporters import get_exporter
 from edgeq.graph.capture import capture
-from edgeq.recipe import recipe_for
+from edgeq.graph.rewrite import fetch
+from edgeq.graph.widths import Study, weight_cost
+from edgeq.recipe import place_scheme, recipe_for, width_problem
+from edgeq.spec import QuantSpec
 
 
 def test_microcontrollers_keep_nothing_float_by_themselves() -> None:
@@ -43,3 +48,27 @@ def test_names_to_keep_float_are_those_of_operations() -> None:
         _with_islands(session, "integer", recipe, fitted, fitted)
     assert caught.value.code == "EQ-U334"
     assert "conv_9" in caught.value.message
+
+
+def test_widths_are_chosen_again_until_the_file_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow weight that needs more than its codes: the file of the first choice is over the budget."""
+    graph = capture(nn.Sequential(*(nn.Linear(32, 32) for _ in range(6))).eval(), (torch.zeros(1, 32),))
+    exporter, recipe = get_exporter("tflite"), recipe_for("minmax", "auto", "mixed", "integer")
+    _, placement = place_scheme(graph, exporter, "integer", recipe.precision)
+    wide = sum(weight_cost(fetch(graph, path), QuantSpec()) for path in placement.weights.values())
+    problem, readers = width_problem(graph, exporter, "integer", recipe.precision, wide, wide - 1000.0)
+    study = Study(graph, problem, {path: float(i) for i, path in enumerate(problem.weights)})
+    extra, sizes = 100, []
+
+    def size(*args: Any) -> int:
+        narrow = args[2].precision.narrow
+        sizes.append(wide - len(narrow) * (512 - extra))
+        return sizes[-1]
+
+    monkeypatch.setattr("edgeq.build._study", lambda *_: (study, readers))
+    monkeypatch.setattr("edgeq.build._size", size)
+    stages: Any = SimpleNamespace(step=lambda *_: nullcontext())
+    untouched: Any = None
+    choice, narrowed = _narrowed(untouched, "integer", recipe, untouched, Path(), stages)
+    assert [found <= problem.budget for found in sizes] == [False, True]
+    assert len(choice.narrow) == len(narrowed.precision.narrow) == 3
