@@ -29,7 +29,6 @@ from edgeq.graph.widths import (
     Damage,
     Loss,
     Study,
-    WidthChoice,
     choose_widths,
     largest,
     prediction_loss,
@@ -71,10 +70,30 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
     recipe = recipe_of(session.config, session.adapter, scheme)
     fitted = session.fitted[recipe.transform]
     _require_narrow(session, recipe, fitted)
-    widths = None
     islands, recipe = _with_islands(session, scheme, recipe, fitted, stages)
-    if session.config.bits == MIXED:
-        widths, recipe = _narrowed(session, scheme, recipe, fitted, scratch, stages)
+    if session.config.bits != MIXED:
+        candidate, legalized = _build(session, scheme, recipe, fitted, scratch, stages)
+        return replace(candidate, islands=islands), legalized
+    study, readers = _study(session, scheme, recipe, fitted, scratch, stages)
+    budget = room = study.problem.budget
+    for _ in range(CHOSEN):
+        # What a narrow weight costs a file beside its codes differs from layer to layer, and rounders add biases: the
+        # size of the file itself decides, and the next choice leaves room for what the last one was over.
+        widths = choose_widths(study.graph, replace(study.problem, budget=room), study.losses)
+        narrow = tuple(name for path in widths.narrow for name in readers[path])
+        own = replace(recipe, precision=replace(recipe.precision, narrow=narrow))
+        candidate, legalized = _build(session, scheme, own, fitted, scratch, stages)
+        if candidate.bytes <= budget:
+            break
+        room -= candidate.bytes - budget
+    return replace(candidate, widths=widths, islands=islands), legalized
+
+
+def _build(
+    session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path, stages: Stages
+) -> tuple[Candidate, Legalized]:
+    """Build one candidate by a recipe that is complete, over what an earlier one has left."""
+    shutil.rmtree(scratch / scheme, ignore_errors=True)
     layers = sum(op_kind(n) in session.exporter.rules.weighted for n in fitted.graph.graph.nodes)
     with stages.step(f"build {scheme}", layers) as advance:
         rounding = Rounding(
@@ -94,7 +113,7 @@ def build_scheme(session: Session, scheme: str, scratch: Path, stages: Stages) -
     if candidate.read_back.memory and run_in_patches(candidate.path, session.target, session.config.patches):
         candidate = replace(candidate, read_back=session.exporter.read_back(candidate.path, legalized))
     rejected = (*candidate.rejected, *misfits(session.target, candidate.read_back.memory))
-    return replace(candidate, widths=widths, islands=islands, rejected=rejected), legalized
+    return replace(candidate, rejected=rejected), legalized
 
 
 def _require_narrow(session: Session, recipe: Recipe, fitted: Fitted) -> None:
@@ -154,28 +173,6 @@ def _with_islands(
             advance=advance,
         )
     return choice, replace(recipe, precision=replace(recipe.precision, keep_float=(*always, *choice.ops)))
-
-
-def _narrowed(
-    session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path, stages: Stages
-) -> tuple[WidthChoice, Recipe]:
-    """Which weights get 4 bits within the budget, and the recipe that says so.
-
-    What a narrow weight costs a file beside its codes differs from layer to layer; the size of the file itself decides,
-    and the next choice leaves room for what the last one was over.
-    """
-    study, readers = _study(session, scheme, recipe, fitted, scratch, stages)
-    budget = room = study.problem.budget
-    for attempt in range(CHOSEN):
-        choice = choose_widths(study.graph, replace(study.problem, budget=room), study.losses)
-        layers = tuple(name for path in choice.narrow for name in readers[path])
-        narrowed = replace(recipe, precision=replace(recipe.precision, narrow=layers))
-        with stages.step(f"size of {scheme}"):
-            size = _size(session, scheme, narrowed, fitted, scratch / f"{scheme}-chosen-{attempt}")
-        if size <= budget:
-            break
-        room -= size - budget
-    return choice, narrowed
 
 
 def share_bytes(sessions: Mapping[str, Session], scratch: Path, stages: Stages) -> dict[str, Session]:

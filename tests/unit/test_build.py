@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgeq.build import _narrowed, _with_islands
+from edgeq.build import _with_islands, build_scheme
+from edgeq.candidate import Candidate
 from edgeq.errors import UsageError
 from edgeq.exporters import get_exporter
 from edgeq.graph.capture import capture
@@ -60,15 +60,20 @@ def test_widths_are_chosen_again_until_the_file_fits(monkeypatch: pytest.MonkeyP
     study = Study(graph, problem, {path: float(i) for i, path in enumerate(problem.weights)})
     extra, sizes = 100, []
 
-    def size(*args: Any) -> int:
-        narrow = args[2].precision.narrow
-        sizes.append(wide - len(narrow) * (512 - extra))
-        return sizes[-1]
+    def build(*args: Any) -> tuple[Candidate, None]:
+        sizes.append(wide - len(args[2].precision.narrow) * (512 - extra))
+        made: Any = dict.fromkeys(("plan", "read_back"))
+        return Candidate("integer", Path(), sizes[-1], recipe=args[2], **made), None
 
+    monkeypatch.setattr("edgeq.build.recipe_of", lambda *_: recipe)
+    monkeypatch.setattr("edgeq.build._with_islands", lambda *_: (None, recipe))
     monkeypatch.setattr("edgeq.build._study", lambda *_: (study, readers))
-    monkeypatch.setattr("edgeq.build._size", size)
-    stages: Any = SimpleNamespace(step=lambda *_: nullcontext())
+    monkeypatch.setattr("edgeq.build._build", build)
+    fitted: Any = SimpleNamespace(graph=graph)
+    config = SimpleNamespace(bits="mixed")
+    session: Any = SimpleNamespace(config=config, adapter=None, exporter=exporter, fitted={recipe.transform: fitted})
     untouched: Any = None
-    choice, narrowed = _narrowed(untouched, "integer", recipe, untouched, Path(), stages)
+    candidate, _ = build_scheme(session, "integer", Path(), untouched)
     assert [found <= problem.budget for found in sizes] == [False, True]
-    assert len(choice.narrow) == len(narrowed.precision.narrow) == 3
+    assert candidate.widths is not None
+    assert len(candidate.widths.narrow) == len(candidate.recipe.precision.narrow) == 3
