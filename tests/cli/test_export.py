@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edgeq.artifact import Artifact
 from edgeq.devices.litert import LiteRtModel
@@ -89,6 +90,7 @@ def test_reproduce_gives_the_same_bytes(exported: tuple[Path, dict[str, Any]]) -
     }
 
 
+@pytest.mark.timeout(900)  # two exports, each of three files
 def test_budgets_are_kept_and_repeat_to_the_byte(tmp_path: Path) -> None:
     """Widths within a size, then learning: of `vit_nano` between 0.91 MB (W4A8) and 1.40 MB (W8A8)."""
     budget = ["--scheme", "integer", "--bits", "mixed", "--budget-kb", "1000", "--learn-steps", "2", "--runs", "15"]
