@@ -90,6 +90,7 @@ def test_from_checkpoint_to_transcript(speech: Path, real_data: Path, tmp_path: 
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_four_bits_on_groups_in_openvino(speech: Path, real_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
