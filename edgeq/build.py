@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,9 +124,14 @@ def _require_narrow(session: Session, recipe: Recipe, fitted: Fitted) -> None:
     """
     kinds = session.exporter.rules.int4
     known = {n.name for n in fitted.graph.graph.nodes if op_kind(n) in kinds and weight_of(n) is not None}
-    for name in recipe.precision.narrow:
+    _require_known("layer with a weight that can have 4 bits", recipe.precision.narrow, known, "EQ-U881")
+
+
+def _require_known(kind: str, names: Sequence[str], known: set[str], code: str) -> None:
+    """Refuse the first of `names`, which may hold wildcards, that matches nothing `known`."""
+    for name in names:
         if not fnmatch.filter(known, name):
-            raise unknown_name("layer with a weight that can have 4 bits", name, known, code="EQ-U881")
+            raise unknown_name(kind, name, known, code=code)
 
 
 def _with_islands(
@@ -142,11 +147,10 @@ def _with_islands(
     if wish == "none" or (wish == "auto" and (integers_only or session.adapter.loaded.network != "convolution")):
         return None, recipe
     if wish != "auto" and not wish.isdigit():
+        names = tuple(wish.split(","))
         known = {n.name for n in fitted.graph.graph.nodes if n.op == "call_function"}
-        for name in wish.split(","):
-            if not fnmatch.filter(known, name):
-                raise unknown_name("operation", name, known, code="EQ-U334")
-        return None, replace(recipe, precision=replace(recipe.precision, keep_float=tuple(wish.split(","))))
+        _require_known("operation", names, known, "EQ-U334")
+        return None, replace(recipe, precision=replace(recipe.precision, keep_float=names))
     if scheme not in LEARNABLE:
         return None, recipe
     graph, exporter = fitted.graph, session.exporter
@@ -212,20 +216,20 @@ def share_bytes(sessions: Mapping[str, Session], scratch: Path, stages: Stages) 
 def _study(
     session: Session, scheme: str, recipe: Recipe, fitted: Fitted, scratch: Path, stages: Stages
 ) -> tuple[Study, dict[str, list[str]]]:
-    """What 4 bits do to each weight, and the layers that read it; asked for again, the size comes from the last time.
+    """What 4 bits do to each weight, and the layers that read it; done once for all budgets.
 
     What was tried is kept, so that another budget or an interrupted run finds it.
     """
-    config, graph = session.config, fitted.graph
-    assert config.budget_kb is not None
-    if scheme not in session.sizes:
-        with stages.step(f"size of {scheme}"):  # what a converter adds to the weights only its file tells
-            session.sizes[scheme] = (
-                _size(session, scheme, _of_width(recipe, WIDE), fitted, scratch / f"{scheme}-wide"),
-                _size(session, scheme, _of_width(recipe, NARROW), fitted, scratch / f"{scheme}-narrow"),
-            )
-    wide, narrow = session.sizes[scheme]
-    budget = 1000 * config.budget_kb
+    graph = fitted.graph
+    assert session.config.budget_kb is not None
+    budget = 1000 * session.config.budget_kb
+    asked = scheme, recipe.precision
+    if asked in session.studies:
+        study, readers = session.studies[asked]
+        return replace(study, problem=replace(study.problem, budget=budget)), readers
+    with stages.step(f"size of {scheme}"):  # what a converter adds to the weights only its file tells
+        wide = _size(session, scheme, _of_width(recipe, WIDE), fitted, scratch / f"{scheme}-wide")
+        narrow = _size(session, scheme, _of_width(recipe, NARROW), fitted, scratch / f"{scheme}-narrow")
     problem, readers = width_problem(graph, session.exporter, scheme, recipe.precision, wide, budget, narrow)
     adapter = session.adapter
     classifier = adapter.loaded.classes is not None
@@ -242,7 +246,8 @@ def _study(
             key=key,
             advance=advance,
         )
-    return Study(graph, problem, losses), readers
+    session.studies[asked] = Study(graph, problem, losses), readers
+    return session.studies[asked]
 
 
 def _of_width(recipe: Recipe, bits: int) -> Recipe:
@@ -251,7 +256,7 @@ def _of_width(recipe: Recipe, bits: int) -> Recipe:
 
 
 def _size(session: Session, scheme: str, recipe: Recipe, fitted: Fitted, folder: Path) -> int:
-    """Bytes of a file; how its weights are rounded does not matter."""
+    """Bytes of a file with weights rounded to nearest; other rounders may add biases."""
     statistics = fitted.statistics
     built, _ = candidates.build(fitted.graph, session.exporter, scheme, recipe, statistics, Rounding(), (), folder)
     return built.bytes

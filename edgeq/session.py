@@ -29,6 +29,7 @@ from edgeq.exporters import get_exporter
 from edgeq.exporters.base import Exporter
 from edgeq.graph.legalize import observed
 from edgeq.graph.transforms.report import Applied
+from edgeq.graph.widths import Study
 from edgeq.models import load_any
 from edgeq.models.base import Composite, LoadedModel, ModelAdapter, parse_model, parts_of
 from edgeq.progress import Progress
@@ -94,7 +95,7 @@ class Session:
     reference: list[Arrays]
     threads: int
     part: str = ""
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # by scheme, of 8 and of 4 bits, once known
+    studies: dict[tuple[str, Precision], tuple[Study, dict[str, list[str]]]] = field(default_factory=dict)  # of widths
 
     @property
     def floor_db(self) -> float:

@@ -75,9 +75,8 @@ class EncoderPart(Part):
 
     def damage(self, reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> float:
         """Divergence of the first tokens that the decoder expects, given those before them, averaged over tokens."""
-        tokens = self.decoder.tokens(reference)[:HEARD]
-        exact, found = (self.decoder.logits(cross, tokens) for cross in (reference, outputs))
-        return kl_divergence(torch.from_numpy(exact), torch.from_numpy(found))
+        tokens, exact = self.decoder.expected(reference)
+        return kl_divergence(torch.from_numpy(exact), torch.from_numpy(self.decoder.logits(outputs, tokens)))
 
     def inputs(self, sample: Samples) -> Arrays:
         """Log-mel spectrogram and positions of the first window."""
@@ -91,6 +90,7 @@ class DecoderPart(Part):
         super().__init__(loaded)
         self.encoder, self.settings = encoder, settings
         self._texts: dict[bytes, tuple[int, ...]] = {}
+        self._expected: dict[bytes, tuple[tuple[int, ...], NDArray[np.float32]]] = {}
         encoder.decoder = self
 
     def damage(self, reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> float:
@@ -103,11 +103,19 @@ class DecoderPart(Part):
 
     def tokens(self, cross: Sequence[NDArray[Any]]) -> tuple[int, ...]:
         """What the float network makes of an encoded window; kept, as every pass over the data asks for it."""
-        key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in cross[:2])).digest()
+        key = _key_of(cross)
         if key not in self._texts:
             driver = Transcriber(self.settings, lambda *_: tuple(cross), self.run)
             self._texts[key] = driver.decode(tuple(cross), 0.0, None).tokens
         return self._texts[key]
+
+    def expected(self, cross: Sequence[NDArray[Any]]) -> tuple[tuple[int, ...], NDArray[np.float32]]:
+        """The first tokens of an encoded window, and their logits; kept, as each weight that is tried asks."""
+        key = _key_of(cross)
+        if key not in self._expected:
+            tokens = self.tokens(cross)[:HEARD]
+            self._expected[key] = tokens, self.logits(cross, tokens)
+        return self._expected[key]
 
     def logits(self, cross: Sequence[NDArray[Any]], tokens: Sequence[int]) -> NDArray[np.float32]:
         """What the float network expects after the prompt and after each token but the last: `(tokens, vocabulary)`."""
@@ -243,6 +251,11 @@ def decode_audio(data: bytes, place: str) -> Samples:
             raise MissingError(message, code="EQ-P701", place=place, hint=error.hint) from error
         raise DataError(message, code="EQ-D703", place=place, hint=error.hint) from error
     return samples
+
+
+def _key_of(cross: Sequence[NDArray[Any]]) -> bytes:
+    """What an encoded window is known by: the keys and values of the first layer."""
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in cross[:2])).digest()
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from edgeq.graph.solve import Rounding, Solved, apply_solved, solve_weights
 from edgeq.graph.transforms.parameters import parameter
 from edgeq.quant.ranges import choose_range
 from edgeq.quant.statistics import TensorStatistics
-from edgeq.quant.uniform import group_shape, qparams_from_range, quantize
+from edgeq.quant.uniform import qparams_from_range, quantize
 from edgeq.quant.weights import cover_bias, round_weights, weight_qparams
 from edgeq.spec import PerChannel, PerGroup, QParams, QuantConfig, QuantPlan, QuantSpec, TensorPlan, codes_hash
 
@@ -318,8 +318,8 @@ def _pick_codes(graph: fx.GraphModule, node: fx.Node, qparams: QParams, attribut
 def _scale_groups(graph: fx.GraphModule, source: fx.Node, qparams: QParams, attribute: str) -> fx.Node:
     """The codes of a weight times the scales of its groups: there is no quantize/dequantize operation for groups."""
     weight, stem = fetch(graph, attribute), attribute.replace(".", "_")
-    shape = group_shape(weight.shape, weight[0].numel() // qparams.scale.shape[1])
-    graph.register_buffer(f"{stem}_groups", quantize(weight, qparams).to(torch.int8).reshape(shape))
+    codes_of_groups = quantize(weight, qparams).to(torch.int8).reshape(*qparams.scale.shape, -1)
+    graph.register_buffer(f"{stem}_groups", codes_of_groups)
     graph.register_buffer(f"{stem}_group_scale", torch.from_numpy(qparams.scale)[..., None].contiguous())
     aten = torch.ops.aten
     with graph.graph.inserting_before(source):

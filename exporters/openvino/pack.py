@@ -30,7 +30,8 @@ def pack_weights(model: Any, plan: QuantPlan) -> list[Any]:
     for op, weight in list(products(model)):
         if weight is None or codes_hash(weight.codes) not in four:
             continue
-        if weight.constant.get_output_partial_shape(0).rank.get_length() > weight.codes.ndim:
+        matrix = op.get_type_name() == "MatMul"
+        if matrix and weight.constant.get_output_partial_shape(0).rank.get_length() > weight.codes.ndim:
             _scale_groups(op, weight, kept)
         elif weight.constant.get_element_type().get_type_name() == "i8":
             _widen_later(weight.constant, kept)
