@@ -39,6 +39,7 @@ class ExportConfig:
         device: Name of the target.
         family: Family of a model file, where it cannot be inferred.
         weights: Checkpoint to load into a named architecture.
+        shape: Height and width of the image that an ONNX file leaves open, such as `480x640`.
         format: Artifact format, or `auto` for the target's first.
         bits: Widths of weights and activations, or `mixed` for the best ones within `budget_kb`.
         budget_kb: Largest size of the model file in kB (1000 bytes).
@@ -76,6 +77,7 @@ class ExportConfig:
     device: str
     family: str | None = None
     weights: Path | None = None
+    shape: str | None = None
     format: str = "auto"
     bits: str = "w8a8"
     budget_kb: float | None = None

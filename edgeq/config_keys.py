@@ -185,6 +185,13 @@ def _names(value: object) -> str:
     return ",".join(dict.fromkeys(names))
 
 
+def _shape(value: object) -> str:
+    sides = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", _text(value).strip().lower())
+    if sides is None:
+        raise ValueError
+    return f"{sides[1]}x{sides[2]}"
+
+
 def _patches(value: object) -> str:
     text = _text(value)
     if text not in ("auto", "none") and not (text.isascii() and text.isdigit() and 2 <= int(text) <= 256):
@@ -210,6 +217,7 @@ _TABLE = (
     Key("device", "target, see `edgeq devices`", "the name of a target", '"rpi"', _text),
     Key("family", "family of a model file, where it cannot be inferred", "the name of a family", '"vit"', _text),
     Key("weights", "checkpoint to load into a named architecture", "a path", '"model.safetensors"', _path),
+    Key("shape", "height and width that an ONNX file leaves open", "HEIGHTxWIDTH", '"480x640"', _shape),
     Key("format", "artifact format", "a format", '"auto"', _name("format", FORMATS)),
     Key("bits", "widths of weights and activations", "a width", '"w8a8"', _name("bits", BITS)),
     Key("budget_kb", "largest size of the model file, in kB", "a number of kilobytes", "12000", _number(0), float),

@@ -68,7 +68,7 @@ def float_model(manifest: Manifest, folder: Path, inputs: Mapping[str, Path | No
         ModelError: It is not found, cannot be loaded, or is another one.
     """
     config = recorded_config(manifest, folder, inputs)
-    model = load_any(parse_model(config.model, config.family, config.weights))
+    model = load_any(parse_model(config.model, config.family, config.weights, config.shape))
     require_same_weights(manifest, next(iter(parts_of(model).values())).loaded.weights_sha256)
     return model
 

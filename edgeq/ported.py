@@ -34,7 +34,18 @@ SUFFIX = ".tflite"
 COMPARED = 20
 """Inputs on which the C is compared with the file's own runtime."""
 
-_DECIDED = ("family", "weights", "bits", "budget_minutes", "learn_steps", "calib", "data", "degrade", "compare")
+_DECIDED = (
+    "family",
+    "weights",
+    "shape",
+    "bits",
+    "budget_minutes",
+    "learn_steps",
+    "calib",
+    "data",
+    "degrade",
+    "compare",
+)
 
 Arrays = tuple[NDArray[np.float32], ...]
 

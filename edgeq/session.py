@@ -171,7 +171,7 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter | Comp
         raise UsageError(message, code="EQ-U923", place="--patches", hint=hint)
     if config.scheme != "auto":
         exporter.config(config.scheme, Precision(*split_bits(config.bits)))
-    model = load_any(parse_model(config.model, config.family, config.weights))
+    model = load_any(parse_model(config.model, config.family, config.weights, config.shape))
     if isinstance(model, Composite):
         require_simple(config, model)
     return target, exporter, model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -36,11 +36,13 @@ class ModelRequest:
         family: Key of `FAMILIES`.
         variant: Architecture name, empty for a file that carries its own.
         path: Model or checkpoint file; None when the weights ship with edgeq.
+        shape: Height and width of the image, for a file that leaves them open.
     """
 
     family: str
     variant: str
     path: Path | None
+    shape: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -248,18 +250,34 @@ def judge_sample(model: ModelAdapter | Composite, networks: Networks, sample: An
     return model.judge(networks[""](*model.inputs(sample)), sample, label)
 
 
-def parse_model(name: str, family: str | None, weights: Path | None) -> ModelRequest:
+def parse_model(name: str, family: str | None, weights: Path | None, shape: str | None = None) -> ModelRequest:
     """Turn the command line's MODEL into a request.
 
     Args:
         name: `family:variant`, a bare known name, or a file.
         family: The `--family` option.
         weights: The `--weights` option.
+        shape: The `--shape` option, `HEIGHTxWIDTH`.
 
     Raises:
-        UsageError: Unknown name or family, or a family that cannot be inferred.
+        UsageError: Unknown name or family, a family that cannot be inferred, or a shape for what has one.
         ModelError: The file does not exist.
     """
+    request = _named(name, family, weights)
+    if shape is None:
+        return request
+    if request.path is None or request.path.suffix.lower() != ".onnx":
+        raise UsageError(
+            f"the size of the input of {name} is known",
+            code="EQ-U018",
+            place="--shape",
+            hint="leave --shape out; it is for ONNX files that leave height and width open",
+        )
+    rows, columns = map(int, shape.split("x"))
+    return replace(request, shape=(rows, columns))
+
+
+def _named(name: str, family: str | None, weights: Path | None) -> ModelRequest:
     prefix, _, variant = name.partition(":")
     if variant and prefix in FAMILIES:
         return ModelRequest(prefix, variant, _existing(weights))

@@ -120,7 +120,7 @@ def load_depth(request: ModelRequest) -> DepthAdapter:
             hint="edgeq export FILE.onnx --family depth --device ..., or "
             "depth:depth_anything_v2_vits --weights FILE.pth",
         )
-    return _load_onnx(request.path, request.variant or "disparity")
+    return _load_onnx(request.path, request.variant or "disparity", request.shape)
 
 
 def _load_nano(request: ModelRequest) -> DepthAdapter:
@@ -173,12 +173,8 @@ def _load_architecture(request: ModelRequest) -> DepthAdapter:
     return DepthAdapter(loaded)
 
 
-def _load_onnx(path: Path, kind: str) -> DepthAdapter:
-    from edgeq.graph.onnx_file import describe_file
-
-    open_inputs = describe_file(path)[1]
-    sizes = {name: (1, 3, OPEN_SIDE, OPEN_SIDE) for name in open_inputs}
-    imported, error = import_image_network(path, "depth", sizes if len(sizes) == 1 else None)
+def _load_onnx(path: Path, kind: str, shape: tuple[int, int] | None) -> DepthAdapter:
+    imported, error = import_image_network(path, "depth", shape, (OPEN_SIDE, OPEN_SIDE))
     output = next(iter(imported.graph.graph.output_node().all_input_nodes))
     made = shape_of(output)
     rows, columns = imported.input_shapes[0][2:]

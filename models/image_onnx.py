@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from edgeq.errors import ModelError
+from edgeq.graph.onnx_file import describe_file
 from edgeq.graph.onnx_import import ImportedOnnx, import_onnx
 from edgeq.graph.parity import check_parity
 
 
 def import_image_network(
-    path: Path, what: str, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    path: Path, what: str, shape: tuple[int, int] | None, usual: tuple[int, int] | None = None
 ) -> tuple[ImportedOnnx, float]:
     """A network of one image `(1, 3, H, W)`, and its largest relative error against onnxruntime.
 
     Args:
         path: The file.
         what: Such networks, for messages.
-        input_shapes: Sizes of inputs that the file leaves open.
+        shape: Height and width that the user wants.
+        usual: Those of a file that leaves them open, where the user wants none.
 
     Raises:
         ModelError: EQ-M008 for other inputs; the file cannot be used; the graph computes something else.
+        UsageError: The file has another shape.
         MissingError: onnx or onnxruntime is absent.
     """
-    imported = import_onnx(path, input_shapes)
-    shape = imported.input_shapes[0]
-    if len(imported.input_shapes) != 1 or len(shape) != 4 or shape[1] != 3:
+    inputs = describe_file(path)[1] if shape or usual else {}
+    sides = shape or (usual if any(inputs.values()) else None)
+    imported = import_onnx(path, {next(iter(inputs)): (1, 3, *sides)} if sides and len(inputs) == 1 else None)
+    found = imported.input_shapes[0]
+    if len(imported.input_shapes) != 1 or len(found) != 4 or found[1] != 3:
         raise ModelError(
             f"{what} takes one image (1, 3, H, W); {path.name} takes {', '.join(map(str, imported.input_shapes))}",
             code="EQ-M008",

@@ -76,7 +76,7 @@ def load_vit(request: ModelRequest) -> VitAdapter:
     if request.path is None:
         raise UsageError("no model named", code="EQ-U014", hint="edgeq models")
     if request.path.suffix == ".onnx":
-        return _load_onnx(request.path, request.family)
+        return _load_onnx(request.path, request.family, request.shape)
     if request.path.suffix == ".pt2":
         raise ModelError(
             f"{request.path.name} is refused: loading a torch.export file can run code that it carries",
@@ -170,8 +170,8 @@ def _timm(name: str, state: dict[str, Tensor]) -> tuple[nn.Module, Preprocess]:
     )
 
 
-def _load_onnx(path: Path, family: str) -> VitAdapter:
-    imported, error = import_image_network(path, family)
+def _load_onnx(path: Path, family: str, shape: tuple[int, int] | None) -> VitAdapter:
+    imported, error = import_image_network(path, family, shape)
     _, _, rows, columns = imported.input_shapes[0]
     loaded = LoadedModel(
         name=path.stem,

@@ -114,24 +114,22 @@ def load_yolo(request: ModelRequest) -> YoloAdapter:
             place=request.path.name if request.path else None,
             hint="edgeq export FILE.onnx --family yolo --device ..., or yolo:yolov8n --weights FILE.safetensors",
         )
-    return _load_onnx(request.path)
+    return _load_onnx(request.path, request.shape)
 
 
-def _load_onnx(path: Path) -> YoloAdapter:
+def _load_onnx(path: Path, shape: tuple[int, int] | None) -> YoloAdapter:
     from edgeq.graph.onnx_file import describe_file
 
-    notes, open_inputs = describe_file(path)
-    imported, error = import_image_network(path, "a detector", _sizes(notes, open_inputs))
+    notes = describe_file(path)[0]
+    imported, error = import_image_network(path, "a detector", shape, _noted_size(notes))
     names = _names(notes.get("names", ""))
     return _adapter(path.stem, imported.graph, names, imported.sha256, path.name, error)
 
 
-def _sizes(notes: Mapping[str, str], open_inputs: Sequence[str]) -> dict[str, tuple[int, ...]] | None:
-    """The shape of an input without fixed sizes, from what ultralytics notes in its files."""
+def _noted_size(notes: Mapping[str, str]) -> tuple[int, int] | None:
+    """Height and width that ultralytics notes in its files."""
     size = _literal(notes.get("imgsz", ""))
-    if len(open_inputs) != 1 or not isinstance(size, list) or len(size) != 2:
-        return None
-    return {open_inputs[0]: (1, 3, int(size[0]), int(size[1]))}
+    return (int(size[0]), int(size[1])) if isinstance(size, list) and len(size) == 2 else None
 
 
 def _names(text: str) -> tuple[str, ...] | None:

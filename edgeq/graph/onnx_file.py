@@ -132,8 +132,8 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     return result
 
 
-def describe_file(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The notes that the exporting program left in an ONNX file, and the inputs with other free sizes than the batch.
+def describe_file(path: Path) -> tuple[dict[str, str], dict[str, bool]]:
+    """The notes that the exporting program left in an ONNX file, and which inputs leave more open than the batch size.
 
     Raises:
         ModelError: The file is unusable.
@@ -142,8 +142,8 @@ def describe_file(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     model = read_model(path)
     constants = {t.name for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
-    free = [i.name for i in inputs if not all(d.dim_value > 0 for d in i.type.tensor_type.shape.dim[1:])]
-    return {note.key: note.value for note in model.metadata_props}, tuple(free)
+    free = {i.name: not all(d.dim_value > 0 for d in i.type.tensor_type.shape.dim[1:]) for i in inputs}
+    return {note.key: note.value for note in model.metadata_props}, free
 
 
 def input_specs(
@@ -189,11 +189,14 @@ def _fixed_shape(name: str, dims: list[int | str], wanted: tuple[int, ...] | Non
         if len(wanted) != len(dims) or any(w < 1 for w in wanted):
             raise UsageError(f"{wanted} is no shape for input {name!r} with axes {dims}", code="EQ-U102", place=name)
         if any(f and w != d for f, w, d in zip(fixed, wanted, dims, strict=True)):
-            raise UsageError(f"the model fixes input {name!r} to {dims}, not {wanted}", code="EQ-U102", place=name)
+            message = f"the model fixes input {name!r} to {dims}, not {wanted}"
+            raise UsageError(message, code="EQ-U102", place=name, hint="leave --shape out, or export the model anew")
         return tuple(int(w) for w in wanted)
     if not all(fixed[1:]):
         guesses = ["1" if i == 0 else "224" for i in range(len(dims))]
         example = ", ".join(str(d) if f else g for d, f, g in zip(dims, fixed, guesses, strict=True))
         message = f"input {name!r} has free sizes: {[d or '?' for d in dims]}"
-        raise ModelError(message, code="EQ-M112", place=name, hint=f"state the shape, for example {name}=({example})")
+        raise ModelError(
+            message, code="EQ-M112", place=name, hint=f"state it: --shape HEIGHTxWIDTH, in Python {name}=({example})"
+        )
     return tuple(int(d) if f else 1 for d, f in zip(dims, fixed, strict=True))
