@@ -67,6 +67,7 @@ bench-methods: $(DEV_DEPS)
 	$(BIN)/python tools/bench/vit_fidelity.py --images $(DATA)/yolo/images
 	$(BIN)/python tools/bench/vit_fidelity.py --images $(DATA)/yolo/images --file --bits w8a8 w4a8
 	$(BIN)/python tools/bench/vit_accuracy.py --data $(DATA)/cifar10
+	$(BIN)/python tools/bench/library_methods.py --data $(DATA)/cifar10
 	$(BIN)/python tools/bench/budgets.py --data $(DATA)
 	$(BIN)/python tools/bench/attention_codes.py --images $(DATA)/yolo/images
 	$(BIN)/python tools/bench/depth_grids.py

@@ -8,6 +8,8 @@ A key in `edgeq/cli/methods.toml` names the benchmark and the entry:
 - `attention KIND`: SQNR of an attention's output at 4 bits (`attention_codes.json`)
 - `budget OPTIONS`: a row beside both ends of its table (`budgets.json`)
 - `polish ROW`: AbsRel of `depth_nano` with activations on a grid, beside the uniform grid (`depth_grids.json`)
+- `library NAME`: a study of `library_methods.py`, beside what it is compared with (`library_methods.json`)
+- `accuracy ROW`: top-1 of `vit_nano` over all widths (`vit_accuracy.json`)
 - `export SCHEME`, `ships`: the candidates of the ViT-S, and which of them ships (`export_vit_s_focus.json`)
 """
 
@@ -133,6 +135,22 @@ def _budget(folder: Path, *words: str) -> str:
     return f"vit_nano, integer: {cells[0]} (W4A8 {cells[1]}, W8A8 {cells[2]})"
 
 
+def _library(folder: Path, name: str) -> str:
+    for study in read(folder, "library_methods").get("studies", {}).values():
+        if name in study["methods"]:
+            e = study["methods"][name]
+            unit = f" {e['unit']}" if e["unit"] else ""
+            beside = "; ".join(f"{other} {value:g}" for other, value in e["beside"].items())
+            return f"{e['what']} (n={e['n']}): {e['value']:g}{unit}{f' ({beside})' if beside else ''}"
+    return ""
+
+
+def _accuracy(folder: Path, row: str) -> str:
+    rows = [r for r in read(folder, "vit_accuracy").get("rows", {}).values() if r["method"] == row]
+    cells = [f"{r['difference']:+.1f} at W{r['bits']}A{r['bits']}" for r in sorted(rows, key=lambda r: -r["bits"])]
+    return f"vit_nano, points of top-1 to float: {', '.join(cells)} (n={rows[0]['n']})" if cells else ""
+
+
 def decibels(value: float | None) -> str:
     """One digit; a dash where the figure is infinite."""
     return "-" if value is None else f"{value:.1f}"
@@ -147,4 +165,6 @@ _KINDS: Mapping[str, Callable[..., str]] = {
     "export": _export,
     "ships": _ships,
     "budget": _budget,
+    "library": _library,
+    "accuracy": _accuracy,
 }

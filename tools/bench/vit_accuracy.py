@@ -57,7 +57,7 @@ GOALS = {8: 0.3, 6: 0.7, 4: 2.5, 3: 10.0}
 """Points of top-1 that a width may cost."""
 
 
-_LOSSES: tuple[Loss, ...] = ("features", "mse")
+_LOSSES: tuple[Loss, ...] = ("features", "mse", "fisher")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def methods() -> dict[str, Method]:
         parts = [method.transform, method.rounding, method.ranges, method.attention, blocks]
         found["+".join(p for p in parts if p)] = method
 
-    for rounding in ("gptq", "coordinate", "erq", "decoupleq"):
+    for rounding in ("gptq", "coordinate", "erq", "decoupleq", "adaround", "flexround", "signround"):
         add(Method("transformer", rounding, "mse"))
     for rounding in ("coordinate", "erq", "decoupleq"):
         add(Method("rotate", rounding, "mse"))

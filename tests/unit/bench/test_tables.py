@@ -115,6 +115,21 @@ def test_figures_say_what_was_measured(script: Load, results: Path) -> None:
     }
 
 
+def test_figures_of_library_methods_stand_beside_what_they_are_compared_with(script: Load, tmp_path: Path) -> None:
+    study = {"what": "outputs", "value": 24.2, "unit": "dB", "beside": {"nearest": 24.0}, "n": 20}
+    alone = {"what": "share", "value": 0.7, "unit": "", "beside": {}, "n": 7}
+    studies = {"repairs": {"seconds": 1, "methods": {"eora": study}}, "groups": {"methods": {"sorted": alone}}}
+    (tmp_path / "library_methods.json").write_text(json.dumps({"studies": studies}))
+    rows = {f"m W{b}A{b}": {"method": "a+b", "bits": b, "difference": d, "n": 1000} for b, d in ((4, -0.52), (8, 0.1))}
+    (tmp_path / "vit_accuracy.json").write_text(json.dumps({"rows": rows}))
+    keys = {"library eora", "library sorted", "library none", "accuracy a+b", "accuracy c"}
+    assert script("figures").figures(keys, tmp_path) == {
+        "library eora": "outputs (n=20): 24.2 dB (nearest 24)",
+        "library sorted": "share (n=7): 0.7",
+        "accuracy a+b": "vit_nano, points of top-1 to float: +0.1 at W8A8, -0.5 at W4A4 (n=1000)",
+    }
+
+
 def test_a_key_that_names_no_benchmark_is_a_mistake(script: Load, results: Path) -> None:
     with pytest.raises(KeyError):
         script("figures").figures({"guess minmax"}, results)
