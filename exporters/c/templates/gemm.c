@@ -197,11 +197,12 @@ void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, cons
 }
 
 #if defined(NAME_MVE)
-/* One row of bytes times four rows of weights. Written out: a compiler gives each pointer arithmetic of its own. */
-static inline int32x4_t NAME_dot14_bytes(
-    const int8_t *x, const int8_t *w0, const int8_t *w1, const int8_t *w2, const int8_t *w3, int32_t n)
+/* Sums of one row of bytes times four rows of weights, from start on. Written out: a compiler gives each pointer
+ * arithmetic of its own. */
+static inline int32x4_t NAME_dot14_bytes(const int8_t *x, const int8_t *const *w, int32_t n, const int32_t *start)
 {
-    int32_t a = 0, b = 0, c = 0, d = 0;
+    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+    int32_t a = start[0], b = start[1], c = start[2], d = start[3];
     int32x4_t sums;
     __asm__ volatile("wlstp.8 lr, %[n], 2f\n"
                      "1: vldrb.8 q0, [%[x]], #16\n"
@@ -209,36 +210,44 @@ static inline int32x4_t NAME_dot14_bytes(
                      "vmladava.s8 %[a], q0, q1\n"
                      "vldrb.8 q2, [%[w1]], #16\n"
                      "vmladava.s8 %[b], q0, q2\n"
-                     "vldrb.8 q3, [%[w2]], #16\n"
-                     "vmladava.s8 %[c], q0, q3\n"
-                     "vldrb.8 q1, [%[w3]], #16\n"
-                     "vmladava.s8 %[d], q0, q1\n"
+                     "vldrb.8 q1, [%[w2]], #16\n"
+                     "vmladava.s8 %[c], q0, q1\n"
+                     "vldrb.8 q2, [%[w3]], #16\n"
+                     "vmladava.s8 %[d], q0, q2\n"
                      "letp lr, 1b\n"
                      "2: vmov %e[sums], %[a], %[b]\n"
                      "vmov %f[sums], %[c], %[d]\n"
                      : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [x] "+r"(x), [w0] "+r"(w0),
                        [w1] "+r"(w1), [w2] "+r"(w2), [w3] "+r"(w3), [sums] "=&w"(sums)
                      : [n] "r"(n)
-                     : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+                     : "q0", "q1", "q2", "lr", "cc", "memory");
     return sums;
 }
 
-/* One or two rows of bytes times all rows of weights; what zero points of rows do lies in the bias. */
-void NAME_products_bytes(const int8_t *const *x, int32_t rows, const NAME_layer *layer, void *y, int32_t at)
+void NAME_products_bytes(const int8_t *x, int32_t step, int32_t rows, const NAME_layer *layer, void *y, int32_t at)
 {
     const NAME_layer own = *layer;
-    const int32_t n = own.inner;
-    const int8_t *w = own.codes;
-    for (int32_t j = 0, left = own.outputs; left > 0; j += 4, left -= 4, w += 4 * n) {
-        const NAME_four four = NAME_channels(&own, j);
-        const int8_t *w1 = left > 1 ? w + n : w; /* beyond the last output, another one again */
-        const int8_t *w2 = left > 2 ? w1 + n : w;
-        const int8_t *w3 = left > 3 ? w2 + n : w;
-        for (int32_t r = 0; r < rows; r++) {
-            const int32x4_t sums = NAME_dot14_bytes(x[r], w, w1, w2, w3, n);
-            NAME_finish4(sums, four, &own, y, at + j + r * own.outputs);
+    const int32_t n = own.inner, outputs = own.outputs;
+    const int8_t *codes = own.codes;
+    for (int32_t j = 0; j < outputs; j += 4, codes += 4 * n) {
+        const mve_pred16_t some = vctp32q((uint32_t)(outputs - j));
+        const NAME_rule rule = NAME_rule_of(&own, j, some);
+        const int8_t *w[4] = {codes, codes, codes, codes}; /* beyond the last output, another one again */
+        int32_t start[4];
+        vstrwq_s32(start, vldrwq_z_s32(own.bias + j, some));
+        for (int32_t t = 1; t < 4 && j + t < outputs; t++) {
+            w[t] = codes + t * n;
+        }
+        const int8_t *row = x;
+        int32_t to = at + j;
+        for (int32_t r = 0; r < rows; r++, row += step, to += outputs) {
+            const int32x4_t code = NAME_codes4(NAME_dot14_bytes(row, w, n, start), rule, own.scaling.left, own.grid.zero);
+            if (own.grid.wide) {
+                vstrhq_p_s32((int16_t *)y + to, code, some);
+            } else {
+                vstrbq_p_s32((int8_t *)y + to, code, some);
+            }
         }
     }
 }
 #endif
-

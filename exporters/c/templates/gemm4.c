@@ -1,10 +1,16 @@
 #define NAME_PADDED(count) (((count) + 7) & ~(int32_t)7)
 #define NAME_ROOM(count) (((count) + 15) & ~(int32_t)15)
+#if defined(NAME_MVE)
+#define NAME_ROWS4 4 /* at once, of half as much room each */
+#else
+#define NAME_ROWS4 2
+#endif
 
 /* With SIMD on words, eight codes lie as 0 4 1 5 2 6 3 7: the halves that a mask takes out of a word of weights. With
  * vectors, bytes, first all even codes and then all odd ones: the low and the high halves of the weights. */
-int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
+int32_t NAME_expand4(const int8_t *x, int16_t *rows, int32_t row, int32_t count)
 {
+    int16_t *to = rows + row * (NAME_ROOM(count) * 2 / NAME_ROWS4);
     int32_t sum = 0, i = 0;
 #if defined(NAME_MVE)
     int8_t *even = (int8_t *)to, *odd = even + NAME_ROOM(count) / 2;
@@ -48,12 +54,13 @@ static inline int32_t NAME_pair(const int16_t *x, uint32_t byte)
 #endif
 
 #if defined(NAME_MVE)
-/* Even and odd codes of one row times four rows of weights, n bytes of two codes each. */
-static inline int32x4_t NAME_dot14_4(const int8_t *even, const int8_t *odd, const uint8_t *const *w, int32_t n)
+/* Even and odd codes of one row times four rows of weights, n bytes of two codes each, from start on. */
+static inline int32x4_t NAME_dot14_4(
+    const int8_t *even, const int8_t *odd, const uint8_t *const *w, int32_t n, const int32_t *start)
 {
     const uint8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
     const uint8x16_t mask = vdupq_n_u8(15);
-    int32_t a = 0, b = 0, c = 0, d = 0;
+    int32_t a = start[0], b = start[1], c = start[2], d = start[3];
     int32x4_t sums;
 #define NAME_TAKE(w, sum) \
     "vldrb.8 q2, [%[" w "]], #16\n" \
@@ -79,18 +86,27 @@ static inline int32x4_t NAME_dot14_4(const int8_t *even, const int8_t *odd, cons
 void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
 {
     const NAME_layer own = *layer;
-    const int32_t n = NAME_PADDED(own.inner) / 2, room = NAME_ROOM(own.inner);
+    const int32_t n = NAME_PADDED(own.inner) / 2, half = NAME_ROOM(own.inner) / 2, outputs = own.outputs;
     const uint8_t *codes = (const uint8_t *)own.codes;
-    for (int32_t j = 0; j < own.outputs; j += 4) {
-        const NAME_four four = NAME_channels(&own, j);
-        const uint8_t *w[4];
-        for (int32_t t = 0; t < 4; t++, codes += n) { /* beyond the last output, another one again */
-            w[t] = j + t < own.outputs ? codes : w[0];
+    for (int32_t j = 0; j < outputs; j += 4, codes += 4 * n) {
+        const mve_pred16_t some = vctp32q((uint32_t)(outputs - j));
+        const NAME_rule rule = NAME_rule_of(&own, j, some);
+        const uint8_t *w[4] = {codes, codes, codes, codes}; /* beyond the last output, another one again */
+        int32_t start[4];
+        vstrwq_s32(start, vldrwq_z_s32(own.bias + j, some));
+        for (int32_t t = 1; t < 4 && j + t < outputs; t++) {
+            w[t] = codes + t * n;
         }
-        for (int32_t r = 0; r < rows; r++) {
-            const int8_t *row = (const int8_t *)(x + r * room);
-            const int32x4_t sums = vaddq_n_s32(NAME_dot14_4(row, row + room / 2, w, n), base[r]);
-            NAME_finish4(sums, four, &own, y, at + j + r * own.outputs);
+        const int8_t *even = (const int8_t *)x;
+        int32_t to = at + j;
+        for (int32_t r = 0; r < rows; r++, even += 2 * half, to += outputs) {
+            const int32x4_t sums = vaddq_n_s32(NAME_dot14_4(even, even + half, w, n, start), base[r]);
+            const int32x4_t code = NAME_codes4(sums, rule, own.scaling.left, own.grid.zero);
+            if (own.grid.wide) {
+                vstrhq_p_s32((int16_t *)y + to, code, some);
+            } else {
+                vstrbq_p_s32((int8_t *)y + to, code, some);
+            }
         }
     }
 }

@@ -96,37 +96,27 @@ static inline void NAME_finish(
 }
 
 #if defined(NAME_MVE)
-/* What makes codes of the sums of four channels, or of fewer at the end. */
+/* What makes codes of the sums of four channels. */
 typedef struct {
-    int32x4_t bias, multiplier, shift;
-    mve_pred16_t some;
-} NAME_four;
+    int32x4_t multiplier, shift, low, high;
+} NAME_rule;
 
-static inline NAME_four NAME_channels(const NAME_layer *layer, int32_t channel)
+static inline NAME_rule NAME_rule_of(const NAME_layer *layer, int32_t channel, mve_pred16_t some)
 {
     const NAME_scaling *s = &layer->scaling;
-    const mve_pred16_t some = vctp32q((uint32_t)(layer->outputs - channel));
     int32x4_t multiplier = vdupq_n_s32(s->multiplier[0]), shift = vdupq_n_s32(s->shift[0]);
     if (s->step) {
         multiplier = vldrwq_z_s32(s->multiplier + channel, some);
         shift = vreinterpretq_s32_u32(vldrbq_z_u32(s->shift + channel, some));
     }
-    const NAME_four four = {
-        vldrwq_z_s32(layer->bias + channel, some), multiplier, vsubq_s32(vdupq_n_s32(32), shift), some};
-    return four;
+    const NAME_rule rule = {multiplier, vsubq_s32(vdupq_n_s32(32), shift), vdupq_n_s32(layer->grid.low),
+                            vdupq_n_s32(layer->grid.high)};
+    return rule;
 }
 
-static inline void NAME_finish4(int32x4_t sums, NAME_four four, const NAME_layer *layer, void *y, int32_t at)
+static inline int32x4_t NAME_codes4(int32x4_t sums, NAME_rule rule, int32_t left, int32_t zero)
 {
-    sums = vshlq_r_s32(vaddq_s32(sums, four.bias), layer->scaling.left);
-    int32x4_t code = vrshlq_s32(vmulhq_s32(sums, four.multiplier), four.shift);
-    code = vmaxq_s32(vaddq_n_s32(code, layer->grid.zero), vdupq_n_s32(layer->grid.low));
-    code = vminq_s32(code, vdupq_n_s32(layer->grid.high));
-    if (layer->grid.wide) {
-        vstrhq_p_s32((int16_t *)y + at, code, four.some);
-    } else {
-        vstrbq_p_s32((int8_t *)y + at, code, four.some);
-    }
+    const int32x4_t high = vmulhq_s32(vshlq_r_s32(sums, left), rule.multiplier);
+    return vminq_s32(vmaxq_s32(vaddq_n_s32(vrshlq_s32(high, rule.shift), zero), rule.low), rule.high);
 }
 #endif
-
