@@ -11,7 +11,7 @@ void NAME_fully_connected(const int8_t *x, int32_t rows, const NAME_layer *layer
     for (int32_t r = 0; r < rows; r += 2) {
         const int32_t count = rows - r < 2 ? 1 : 2;
         for (int32_t t = 0; t < count; t++) {
-            NAME_widen(x + (size_t)(r + t) * (size_t)n, expanded, n, t, count);
+            NAME_widen(x + (size_t)(r + t) * (size_t)n, expanded + NAME_BEGIN(n, t), n, count);
         }
         NAME_products(expanded, count, layer, base, y, r * layer->outputs);
     }

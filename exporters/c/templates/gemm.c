@@ -1,201 +1,3 @@
-/* With SIMD on 32-bit words, four codes lie as 0 2 1 3, the halves that one extension of a word of weights gives, and
- * the rows take turns, so that one pointer reads them all. */
-static inline int32_t NAME_spread(
-    const int8_t *x, int16_t *to, int32_t count, int32_t plain, int32_t zero, int32_t row, int32_t rows)
-{
-    int32_t sum = 0, i = 0;
-#if defined(NAME_DSP)
-    to += 4 * row;
-    const uint32_t zeros = ((uint32_t)zero & 0xffffu) * 0x10001u;
-    for (; i + 4 <= count; i += 4) {
-        const uint32_t bytes = NAME_word(x + i);
-        uint32_t even = NAME_even(bytes), odd = NAME_odd(bytes);
-        if (!plain) {
-            even = NAME_minus(even, zeros);
-            odd = NAME_minus(odd, zeros);
-        }
-        memcpy(to, &even, 4);
-        memcpy(to + 2, &odd, 4);
-        to += 4 * rows;
-        sum = NAME_mac2(even, 0x10001u, NAME_mac2(odd, 0x10001u, sum));
-    }
-#else
-    (void)rows;
-    (void)plain;
-    to += row * NAME_ROW(count);
-#if defined(NAME_MVE)
-    for (; i + 8 <= count; i += 8, to += 8) {
-        const int16x8_t values = vsubq_n_s16(vldrbq_s16(x + i), (int16_t)zero);
-        vstrhq_s16(to, values);
-        sum = vaddvaq_s16(sum, values);
-    }
-#endif
-#endif
-    for (; i < count; i++) {
-        const int32_t value = x[i] - zero;
-        *to++ = (int16_t)value;
-        sum += value;
-    }
-    return sum;
-}
-
-int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, int32_t row, int32_t rows)
-{
-    return NAME_spread(x, to, count, 0, zero, row, rows);
-}
-
-void NAME_widen(const int8_t *x, int16_t *to, int32_t count, int32_t row, int32_t rows)
-{
-    (void)NAME_spread(x, to, count, 1, 0, row, rows);
-}
-
-/* Two rows times two rows of weights. Kept apart: inlined, its sums would not stay in registers. */
-NAME_APART static void NAME_dot22(
-    const int16_t *x0, const int8_t *w0, const int8_t *w1, int32_t n, int32_t *sum)
-{
-    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
-#if defined(NAME_DSP)
-    const int16_t *x1 = x0 + 8 * (n >> 2) + 4;
-#else
-    const int16_t *x1 = x0 + NAME_ROW(n);
-#endif
-#if defined(NAME_MVE)
-    for (; n >= 8; n -= 8, x0 += 8, x1 += 8, w0 += 8, w1 += 8) {
-        const int16x8_t v0 = vldrbq_s16(w0), v1 = vldrbq_s16(w1), u0 = vldrhq_s16(x0), u1 = vldrhq_s16(x1);
-        a = vmladavaq_s16(a, u0, v0);
-        b = vmladavaq_s16(b, u0, v1);
-        c = vmladavaq_s16(c, u1, v0);
-        d = vmladavaq_s16(d, u1, v1);
-    }
-#elif defined(NAME_DSP)
-    uint32_t u[4], v, even, odd;
-#define NAME_STEP(at) \
-    v = NAME_word(w0 + (at)); \
-    memcpy(u, NAME_ALIGNED(x0 + 2 * (at)), 16); \
-    even = NAME_even(v), odd = NAME_odd(v); \
-    a = NAME_mac2(u[0], even, a); \
-    c = NAME_mac2(u[2], even, c); \
-    v = NAME_word(w1 + (at)); \
-    a = NAME_mac2(u[1], odd, a); \
-    c = NAME_mac2(u[3], odd, c); \
-    even = NAME_even(v), odd = NAME_odd(v); \
-    b = NAME_mac2(u[0], even, b); \
-    d = NAME_mac2(u[2], even, d); \
-    b = NAME_mac2(u[1], odd, b); \
-    d = NAME_mac2(u[3], odd, d);
-    const int8_t *end = w0 + (n & ~15);
-    while (w0 != end) {
-        NAME_STEP(0)
-        NAME_STEP(4)
-        NAME_STEP(8)
-        NAME_STEP(12)
-        w0 += 16, w1 += 16, x0 += 32;
-    }
-    for (n &= 15; n >= 4; n -= 4) {
-        NAME_STEP(0)
-        w0 += 4, w1 += 4, x0 += 8;
-    }
-#undef NAME_STEP
-#endif
-    for (; n > 0; n--) {
-        const int32_t v0 = *w0++, v1 = *w1++, u0 = *x0++, u1 = *x1++;
-        a += u0 * v0;
-        b += u0 * v1;
-        c += u1 * v0;
-        d += u1 * v1;
-    }
-    sum[0] = a;
-    sum[1] = b;
-    sum[2] = c;
-    sum[3] = d;
-}
-
-/* One row times four rows of weights. */
-NAME_APART static void NAME_dot14(const int16_t *x, const int8_t *const *w, int32_t n, int32_t *sum)
-{
-    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
-    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
-#if defined(NAME_MVE)
-    for (; n >= 8; n -= 8, x += 8, w0 += 8, w1 += 8, w2 += 8, w3 += 8) {
-        const int16x8_t u = vldrhq_s16(x);
-        a = vmladavaq_s16(a, u, vldrbq_s16(w0));
-        b = vmladavaq_s16(b, u, vldrbq_s16(w1));
-        c = vmladavaq_s16(c, u, vldrbq_s16(w2));
-        d = vmladavaq_s16(d, u, vldrbq_s16(w3));
-    }
-#elif defined(NAME_DSP)
-    uint32_t pair[2], v;
-#define NAME_TAKE(w, at, sum) \
-    v = NAME_word((w) + (at)); \
-    sum = NAME_mac2(pair[0], NAME_even(v), sum); \
-    sum = NAME_mac2(pair[1], NAME_odd(v), sum);
-#define NAME_STEP(at) \
-    memcpy(pair, NAME_ALIGNED(x + (at)), 8); \
-    NAME_TAKE(w0, at, a) NAME_TAKE(w1, at, b) NAME_TAKE(w2, at, c) NAME_TAKE(w3, at, d)
-    const int8_t *end = w0 + (n & ~15);
-    while (w0 != end) {
-        NAME_STEP(0)
-        NAME_STEP(4)
-        NAME_STEP(8)
-        NAME_STEP(12)
-        x += 16, w0 += 16, w1 += 16, w2 += 16, w3 += 16;
-    }
-    for (n &= 15; n >= 4; n -= 4) {
-        NAME_STEP(0)
-        x += 4, w0 += 4, w1 += 4, w2 += 4, w3 += 4;
-    }
-#undef NAME_STEP
-#undef NAME_TAKE
-#endif
-    for (; n > 0; n--) {
-        const int32_t u = *x++;
-        a += u * *w0++;
-        b += u * *w1++;
-        c += u * *w2++;
-        d += u * *w3++;
-    }
-    sum[0] = a;
-    sum[1] = b;
-    sum[2] = c;
-    sum[3] = d;
-}
-
-/* One or two expanded rows times all rows of weights; base is added to the sums of each row. */
-void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
-{
-    const NAME_layer own = *layer; /* to a compiler, a stored byte may change what layer points to */
-    const int32_t n = own.inner, outputs = own.outputs;
-    const int8_t *codes = own.codes;
-    int32_t sum[4], j = 0;
-    if (rows == 2) {
-        for (; j < outputs; j += 2) { /* an odd last output is computed twice */
-            const int32_t next = j + 1 < outputs ? j + 1 : j;
-            const int32_t bias0 = own.bias != NULL ? own.bias[j] : 0;
-            const int32_t bias1 = own.bias != NULL ? own.bias[next] : 0;
-            sum[0] = bias0 + base[0];
-            sum[1] = bias1 + base[0];
-            sum[2] = bias0 + base[1];
-            sum[3] = bias1 + base[1];
-            NAME_dot22(x, codes + j * n, codes + next * n, n, sum);
-            NAME_finish(sum, 2, j, &own, y, at);
-            NAME_finish(sum + 1, 2, next, &own, y, at);
-        }
-        return;
-    }
-    for (; j < outputs; j += 4) {
-        const int8_t *w[4];
-        for (int32_t t = 0; t < 4; t++) { /* beyond the last output, the last one again */
-            const int32_t channel = j + t < outputs ? j + t : outputs - 1;
-            w[t] = codes + channel * n;
-            sum[t] = (own.bias != NULL ? own.bias[channel] : 0) + base[0];
-        }
-        NAME_dot14(x, w, n, sum);
-        for (int32_t t = 0; t < 4 && j + t < outputs; t++) {
-            NAME_finish(sum + t, 1, j + t, &own, y, at);
-        }
-    }
-}
-
 #if defined(NAME_MVE)
 /* Sums of one row of bytes times four rows of weights, from start on. Written out: a compiler gives each pointer
  * arithmetic of its own. */
@@ -242,12 +44,189 @@ void NAME_products_bytes(const int8_t *x, int32_t step, int32_t rows, const NAME
         int32_t to = at + j;
         for (int32_t r = 0; r < rows; r++, row += step, to += outputs) {
             const int32x4_t code = NAME_codes4(NAME_dot14_bytes(row, w, n, start), rule, own.scaling.left, own.grid.zero);
-            if (own.grid.wide) {
-                vstrhq_p_s32((int16_t *)y + to, code, some);
-            } else {
-                vstrbq_p_s32((int8_t *)y + to, code, some);
-            }
+            NAME_store4(y, to, code, own.grid.wide, some);
+        }
+    }
+}
+#else
+/* With SIMD on 32-bit words, four codes lie as 0 2 1 3, the halves that one extension of a word of weights gives, and
+ * the rows take turns, so that one pointer reads them all. */
+static inline int32_t NAME_spread(const int8_t *x, int16_t *to, int32_t count, int32_t plain, int32_t zero, int32_t rows)
+{
+    int32_t sum = 0, i = 0;
+#if defined(NAME_DSP)
+    const uint32_t zeros = ((uint32_t)zero & 0xffffu) * 0x10001u;
+    NAME_UNROLL
+    for (; i + 4 <= count; i += 4) {
+        const uint32_t bytes = NAME_word(x + i);
+        uint32_t even = NAME_even(bytes), odd = NAME_odd(bytes);
+        if (!plain) {
+            even = NAME_minus(even, zeros);
+            odd = NAME_minus(odd, zeros);
+        }
+        memcpy(to, &even, 4);
+        memcpy(to + 2, &odd, 4);
+        to += NAME_GROUP(rows);
+        sum = NAME_mac2(even, 0x10001u, NAME_mac2(odd, 0x10001u, sum));
+    }
+#else
+    (void)rows;
+    (void)plain;
+#endif
+    for (; i < count; i++) {
+        const int32_t value = x[i] - zero;
+        *to++ = (int16_t)value;
+        sum += value;
+    }
+    return sum;
+}
+
+int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, int32_t rows)
+{
+    return NAME_spread(x, to, count, 0, zero, rows);
+}
+
+void NAME_widen(const int8_t *x, int16_t *to, int32_t count, int32_t rows)
+{
+    (void)NAME_spread(x, to, count, 1, 0, rows);
+}
+
+#if defined(NAME_DSP)
+/* Two rows times two rows of weights, four sums. Written out: it takes all registers, which a compiler spills. */
+static inline void NAME_dot22(const int16_t *x, const int8_t *w0, const int8_t *w1, int32_t n, int32_t *sum)
+{
+    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
+    const int8_t *end = w0 + (n & ~15);
+    uint32_t p, q, r, s, t, u;
+#define NAME_STEP \
+    "ldr %[p], [%[w0]], #4\n" \
+    "ldrd %[t], %[u], [%[x]], #8\n" \
+    "sxtb16 %[q], %[p], ror #8\n" \
+    "sxtb16 %[p], %[p]\n" \
+    "ldr %[r], [%[w1]], #4\n" \
+    "smlad %[a], %[t], %[p], %[a]\n" \
+    "sxtb16 %[s], %[r], ror #8\n" \
+    "smlad %[a], %[u], %[q], %[a]\n" \
+    "sxtb16 %[r], %[r]\n" \
+    "smlad %[b], %[t], %[r], %[b]\n" \
+    "smlad %[b], %[u], %[s], %[b]\n" \
+    "ldrd %[t], %[u], [%[x]], #8\n" \
+    "smlad %[c], %[t], %[p], %[c]\n" \
+    "smlad %[d], %[t], %[r], %[d]\n" \
+    "smlad %[c], %[u], %[q], %[c]\n" \
+    "smlad %[d], %[u], %[s], %[d]\n"
+#define NAME_OPERANDS \
+    : [a] "+r"(a), [b] "+r"(b), [c] "+r"(c), [d] "+r"(d), [x] "+r"(x), [w0] "+r"(w0), [w1] "+r"(w1), [p] "=&r"(p), \
+      [q] "=&r"(q), [r] "=&r"(r), [s] "=&r"(s), [t] "=&r"(t), [u] "=&r"(u) \
+    : [end] "m"(end) \
+    : "cc", "memory"
+    if (n >= 16) {
+        __asm__ volatile("1:\n" NAME_STEP NAME_STEP NAME_STEP NAME_STEP
+                         "ldr %[p], %[end]\n"
+                         "cmp %[w0], %[p]\n"
+                         "bne 1b\n" NAME_OPERANDS);
+    }
+    for (n &= 15; n >= 4; n -= 4) {
+        __asm__ volatile(NAME_STEP NAME_OPERANDS);
+    }
+#undef NAME_OPERANDS
+#undef NAME_STEP
+    const int16_t *x1 = x + 4;
+#else
+/* Two rows times two rows of weights, four sums. Kept apart: inlined, its sums would not stay in registers. */
+NAME_APART static void NAME_dot22(const int16_t *x, const int8_t *w0, const int8_t *w1, int32_t n, int32_t *sum)
+{
+    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
+    const int16_t *x1 = x + NAME_ROW(n);
+#endif
+    for (; n > 0; n--) {
+        const int32_t v0 = *w0++, v1 = *w1++, u0 = *x++, u1 = *x1++;
+        a += u0 * v0;
+        b += u0 * v1;
+        c += u1 * v0;
+        d += u1 * v1;
+    }
+    sum[0] = a;
+    sum[1] = b;
+    sum[2] = c;
+    sum[3] = d;
+}
+
+/* One row times four rows of weights. */
+NAME_APART static void NAME_dot14(const int16_t *x, const int8_t *const *w, int32_t n, int32_t *sum)
+{
+    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
+#if defined(NAME_DSP)
+    uint32_t pair[2], v;
+#define NAME_TAKE(w, at, sum) \
+    v = NAME_word((w) + (at)); \
+    sum = NAME_mac2(pair[0], NAME_even(v), sum); \
+    sum = NAME_mac2(pair[1], NAME_odd(v), sum);
+#define NAME_STEP(at) \
+    memcpy(pair, NAME_ALIGNED(x + (at)), 8); \
+    NAME_TAKE(w0, at, a) NAME_TAKE(w1, at, b) NAME_TAKE(w2, at, c) NAME_TAKE(w3, at, d)
+    const int8_t *end = w0 + (n & ~15);
+    while (w0 != end) {
+        NAME_STEP(0)
+        NAME_STEP(4)
+        NAME_STEP(8)
+        NAME_STEP(12)
+        x += 16, w0 += 16, w1 += 16, w2 += 16, w3 += 16;
+    }
+    for (n &= 15; n >= 4; n -= 4) {
+        NAME_STEP(0)
+        x += 4, w0 += 4, w1 += 4, w2 += 4, w3 += 4;
+    }
+#undef NAME_STEP
+#undef NAME_TAKE
+#endif
+    for (; n > 0; n--) {
+        const int32_t u = *x++;
+        a += u * *w0++;
+        b += u * *w1++;
+        c += u * *w2++;
+        d += u * *w3++;
+    }
+    sum[0] = a;
+    sum[1] = b;
+    sum[2] = c;
+    sum[3] = d;
+}
+
+void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
+{
+    const NAME_layer own = *layer; /* to a compiler, a stored byte may change what layer points to */
+    const int32_t n = own.inner, outputs = own.outputs;
+    const int8_t *codes = own.codes;
+    int32_t sum[4], j = 0;
+    if (rows == 2) {
+        for (; j < outputs; j += 2) { /* an odd last output is computed twice */
+            const int32_t next = j + 1 < outputs ? j + 1 : j;
+            const int32_t bias0 = own.bias != NULL ? own.bias[j] : 0;
+            const int32_t bias1 = own.bias != NULL ? own.bias[next] : 0;
+            sum[0] = bias0 + base[0];
+            sum[1] = bias1 + base[0];
+            sum[2] = bias0 + base[1];
+            sum[3] = bias1 + base[1];
+            NAME_dot22(x, codes + j * n, codes + next * n, n, sum);
+            NAME_finish(sum, 2, j, &own, y, at);
+            NAME_finish(sum + 1, 2, next, &own, y, at);
+        }
+        return;
+    }
+    for (; j < outputs; j += 4) {
+        const int8_t *w[4];
+        for (int32_t t = 0; t < 4; t++) { /* beyond the last output, the last one again */
+            const int32_t channel = j + t < outputs ? j + t : outputs - 1;
+            w[t] = codes + channel * n;
+            sum[t] = (own.bias != NULL ? own.bias[channel] : 0) + base[0];
+        }
+        NAME_dot14(x, w, n, sum);
+        for (int32_t t = 0; t < 4 && j + t < outputs; t++) {
+            NAME_finish(sum + t, 1, j + t, &own, y, at);
         }
     }
 }
 #endif
+

@@ -102,11 +102,7 @@ void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, con
         for (int32_t r = 0; r < rows; r++, even += 2 * half, to += outputs) {
             const int32x4_t sums = vaddq_n_s32(NAME_dot14_4(even, even + half, w, n, start), base[r]);
             const int32x4_t code = NAME_codes4(sums, rule, own.scaling.left, own.grid.zero);
-            if (own.grid.wide) {
-                vstrhq_p_s32((int16_t *)y + to, code, some);
-            } else {
-                vstrbq_p_s32((int8_t *)y + to, code, some);
-            }
+            NAME_store4(y, to, code, own.grid.wide, some);
         }
     }
 }

@@ -30,11 +30,7 @@ static void NAME_some_rows(
         for (int32_t r = 0; r < rows; r++, row += n, to += columns) {
             const int32x4_t sums = vaddq_n_s32(NAME_dot14_bytes(row, w, n, start), base[r]);
             const int32x4_t code = NAME_codes4(sums, rule, own.scaling.left, own.grid.zero);
-            if (own.grid.wide) {
-                vstrhq_p_s32((int16_t *)y + to, code, some);
-            } else {
-                vstrbq_p_s32((int8_t *)y + to, code, some);
-            }
+            NAME_store4(y, to, code, own.grid.wide, some);
         }
     }
 }
@@ -69,7 +65,7 @@ void NAME_matmul(const int8_t *left, const int8_t *right, const NAME_product *p,
             const int32_t count = p->rows - r < 2 ? 1 : 2;
             int32_t base[2] = {0, 0};
             for (int32_t t = 0; t < count; t++, left += n) {
-                base[t] = -p->zero_right * NAME_expand(left, expanded, n, p->zero_left, t, count);
+                base[t] = -p->zero_right * NAME_expand(left, expanded + NAME_BEGIN(n, t), n, p->zero_left, count);
             }
             NAME_products(expanded, count, &layer, base, y, at);
             at += count * layer.outputs;

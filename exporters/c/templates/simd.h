@@ -1,7 +1,3 @@
-#if defined(NAME_MVE)
-#include <arm_mve.h>
-#endif
-
 #if defined(NAME_DSP)
 #define NAME_ALIGNED(p) __builtin_assume_aligned(p, 8)
 
@@ -74,17 +70,34 @@ static inline int32_t NAME_mac_high(uint32_t a, uint32_t b, int32_t sum)
 }
 #endif
 
-/* Sums of some rows at one channel to codes. */
+/* The nearest byte. */
+static inline int32_t NAME_saturate(int32_t v)
+{
+#if defined(__ARM_FEATURE_SAT) && defined(__GNUC__) && !defined(EDGEQ_PLAIN_C)
+    int32_t result;
+    __asm__("ssat %0, #8, %1" : "=r"(result) : "r"(v) : "cc");
+    return result;
+#else
+    return v < -128 ? -128 : v > 127 ? 127 : v;
+#endif
+}
+
+/* Sums of some rows at one channel to codes: NAME_store of NAME_scale, the zero point added before the last shift. */
 static inline void NAME_finish(
     const int32_t *sum, int32_t rows, int32_t channel, const NAME_layer *layer, void *y, int32_t at)
 {
     const int32_t index = channel * layer->scaling.step, left = layer->scaling.left;
-    const int32_t multiplier = layer->scaling.multiplier[index], shift = layer->scaling.shift[index];
-    const int32_t zero = layer->grid.zero, low = layer->grid.low, high = layer->grid.high, wide = layer->grid.wide;
+    const int32_t multiplier = layer->scaling.multiplier[index], shift = layer->scaling.shift[index] - 33;
+    const int32_t low = layer->grid.low, high = layer->grid.high, wide = layer->grid.wide;
+    const int32_t bytes = low == -128 && high == 127, round = 2 * layer->grid.zero + 1;
     const int32_t outputs = layer->outputs;
     at += channel;
     for (int32_t r = 0; r < rows; r++, at += outputs) {
-        int32_t code = NAME_scale(sum[2 * r] * ((int32_t)1 << left), multiplier, shift) + zero;
+        int32_t code = ((NAME_high(sum[2 * r] * ((int32_t)1 << left), multiplier) >> shift) + round) >> 1;
+        if (bytes) {
+            ((int8_t *)y)[at] = (int8_t)NAME_saturate(code);
+            continue;
+        }
         code = code < low ? low : code;
         code = code > high ? high : code;
         if (wide) {
