@@ -31,6 +31,12 @@ int32_t NAME_expand4(const int8_t *x, int16_t *rows, int32_t row, int32_t count)
         sum = NAME_mac2(a, 0x10001u, NAME_mac2(b, 0x10001u, sum));
         sum = NAME_mac2(c, 0x10001u, NAME_mac2(d, 0x10001u, sum));
     }
+#else
+    NAME_UNROLL
+    for (; i < count; i++) {
+        to[i] = x[i];
+        sum += x[i];
+    }
 #endif
     for (; i < NAME_PADDED(count); i++) {
         const int32_t value = i < count ? x[i] : 0;
@@ -45,13 +51,6 @@ int32_t NAME_expand4(const int8_t *x, int16_t *rows, int32_t row, int32_t count)
     }
     return sum;
 }
-
-#if !defined(NAME_DSP) && !defined(NAME_MVE)
-static inline int32_t NAME_pair(const int16_t *x, uint32_t byte)
-{
-    return x[0] * (int32_t)(byte & 15u) + x[1] * (int32_t)(byte >> 4);
-}
-#endif
 
 #if defined(NAME_MVE)
 /* Even and odd codes of one row times four rows of weights, n bytes of two codes each, from start on. */
@@ -138,13 +137,24 @@ NAME_APART static void NAME_dot22_4(
         d = NAME_mac2(v, q, d);
     }
 #else
-    for (int32_t k = 0; k < n; k += 2) {
-        const uint32_t v0 = w0[k >> 1], v1 = w1[k >> 1];
-        a += NAME_pair(x0 + k, v0);
-        b += NAME_pair(x0 + k, v1);
-        c += NAME_pair(x1 + k, v0);
-        d += NAME_pair(x1 + k, v1);
+    int32_t low0, low1, high0, high1;
+#define NAME_STEP(at) \
+    low0 = w0[at] & 15, low1 = w1[at] & 15, high0 = w0[at] >> 4, high1 = w1[at] >> 4; \
+    a += x0[2 * (at)] * low0; \
+    b += x0[2 * (at)] * low1; \
+    a += x0[2 * (at) + 1] * high0; \
+    b += x0[2 * (at) + 1] * high1; \
+    c += x1[2 * (at)] * low0; \
+    d += x1[2 * (at)] * low1; \
+    c += x1[2 * (at) + 1] * high0; \
+    d += x1[2 * (at) + 1] * high1;
+    for (const int16_t *end = x0 + n; x0 != end; x0 += 8, x1 += 8, w0 += 4, w1 += 4) {
+        NAME_STEP(0)
+        NAME_STEP(1)
+        NAME_STEP(2)
+        NAME_STEP(3)
     }
+#undef NAME_STEP
 #endif
     sum[0] = a;
     sum[1] = b;
@@ -183,9 +193,11 @@ NAME_APART static void NAME_dot12_4(const int16_t *x, const uint8_t *w0, const u
 #undef NAME_TAKE
 #undef NAME_PART
 #else
-    for (int32_t k = 0; k < n; k += 2) {
-        a += NAME_pair(x + k, w0[k >> 1]);
-        b += NAME_pair(x + k, w1[k >> 1]);
+    for (const int16_t *end = x + n; x != end; x += 2, w0++, w1++) {
+        a += x[0] * (*w0 & 15);
+        b += x[0] * (*w1 & 15);
+        a += x[1] * (*w0 >> 4);
+        b += x[1] * (*w1 >> 4);
     }
 #endif
     sum[0] = a;
@@ -200,8 +212,10 @@ void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, con
     for (int32_t j = 0; j < outputs; j += 2) { /* an odd last output is computed twice */
         const int32_t next = j + 1 < outputs ? j + 1 : j;
         const uint8_t *w0 = codes + (size_t)j * (size_t)(n / 2), *w1 = codes + (size_t)next * (size_t)(n / 2);
-        int32_t sum[4] = {own.bias[j] + base[0], own.bias[next] + base[0], own.bias[j] + base[1], own.bias[next] + base[1]};
+        int32_t sum[4] = {own.bias[j] + base[0], own.bias[next] + base[0], 0, 0};
         if (rows == 2) {
+            sum[2] = own.bias[j] + base[1];
+            sum[3] = own.bias[next] + base[1];
             NAME_dot22_4(x, x + NAME_ROOM(own.inner), w0, w1, n, sum);
         } else {
             NAME_dot12_4(x, w0, w1, n, sum);
