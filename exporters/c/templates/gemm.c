@@ -1,49 +1,46 @@
 #if defined(NAME_MVE)
-/* Sums of one row of bytes times four rows of weights, from start on. Written out: a compiler gives each pointer
- * arithmetic of its own. */
-static inline int32x4_t NAME_dot14_bytes(const int8_t *x, const int8_t *const *w, int32_t n, const int32_t *start)
+/* Sums of one row of bytes times four rows of weights. Written out: a compiler gives each pointer arithmetic of its own,
+ * and does not find even registers for sums every time. */
+static inline int32x4_t NAME_dot14_bytes(const int8_t *x, const NAME_rows *rows)
 {
-    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
-    int32_t a = start[0], b = start[1], c = start[2], d = start[3];
-    int32x4_t sums;
-    __asm__ volatile("wlstp.8 lr, %[n], 2f\n"
+    register int32x4_t sums __asm__("q0");
+    __asm__ volatile("ldrd r2, r3, [%[rows]]\n"
+                     "ldrd r4, r5, [%[rows], #8]\n"
+                     "ldrd r6, r8, [%[rows], #16]\n"
+                     "ldrd r10, r12, [%[rows], #24]\n"
+                     "ldr lr, [%[rows], #32]\n"
+                     "wlstp.8 lr, lr, 2f\n"
                      "1: vldrb.8 q0, [%[x]], #16\n"
-                     "vldrb.8 q1, [%[w0]], #16\n"
-                     "vmladava.s8 %[a], q0, q1\n"
-                     "vldrb.8 q2, [%[w1]], #16\n"
-                     "vmladava.s8 %[b], q0, q2\n"
-                     "vldrb.8 q1, [%[w2]], #16\n"
-                     "vmladava.s8 %[c], q0, q1\n"
-                     "vldrb.8 q2, [%[w3]], #16\n"
-                     "vmladava.s8 %[d], q0, q2\n"
+                     "vldrb.8 q1, [r2], #16\n"
+                     "vmladava.s8 r6, q0, q1\n"
+                     "vldrb.8 q2, [r3], #16\n"
+                     "vmladava.s8 r8, q0, q2\n"
+                     "vldrb.8 q1, [r4], #16\n"
+                     "vmladava.s8 r10, q0, q1\n"
+                     "vldrb.8 q2, [r5], #16\n"
+                     "vmladava.s8 r12, q0, q2\n"
                      "letp lr, 1b\n"
-                     "2: vmov %e[sums], %[a], %[b]\n"
-                     "vmov %f[sums], %[c], %[d]\n"
-                     : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [x] "+r"(x), [w0] "+r"(w0),
-                       [w1] "+r"(w1), [w2] "+r"(w2), [w3] "+r"(w3), [sums] "=&w"(sums)
-                     : [n] "r"(n)
-                     : "q0", "q1", "q2", "lr", "cc", "memory");
+                     "2: vmov d0, r6, r8\n"
+                     "vmov d1, r10, r12\n"
+                     : [sums] "=w"(sums), [x] "+r"(x)
+                     : [rows] "r"(rows)
+                     : "r2", "r3", "r4", "r5", "r6", "r8", "r10", "r12", "q1", "q2", "lr", "cc", "memory");
     return sums;
 }
 
 void NAME_products_bytes(const int8_t *x, int32_t step, int32_t rows, const NAME_layer *layer, void *y, int32_t at)
 {
     const NAME_layer own = *layer;
-    const int32_t n = own.inner, outputs = own.outputs;
     const int8_t *codes = own.codes;
-    for (int32_t j = 0; j < outputs; j += 4, codes += 4 * n) {
-        const mve_pred16_t some = vctp32q((uint32_t)(outputs - j));
+    for (int32_t j = 0; j < own.outputs; j += 4, codes += 4 * own.inner) {
+        const mve_pred16_t some = vctp32q((uint32_t)(own.outputs - j));
         const NAME_rule rule = NAME_rule_of(&own, j, some);
-        const int8_t *w[4] = {codes, codes, codes, codes}; /* beyond the last output, another one again */
-        int32_t start[4];
-        vstrwq_s32(start, vldrwq_z_s32(own.bias + j, some));
-        for (int32_t t = 1; t < 4 && j + t < outputs; t++) {
-            w[t] = codes + t * n;
-        }
+        NAME_rows four = NAME_rows_of(codes, own.inner, own.outputs - j);
+        vstrwq_s32(four.start, vldrwq_z_s32(own.bias + j, some));
         const int8_t *row = x;
         int32_t to = at + j;
-        for (int32_t r = 0; r < rows; r++, row += step, to += outputs) {
-            const int32x4_t code = NAME_codes4(NAME_dot14_bytes(row, w, n, start), rule, own.scaling.left, own.grid.zero);
+        for (int32_t r = 0; r < rows; r++, row += step, to += own.outputs) {
+            const int32x4_t code = NAME_codes4(NAME_dot14_bytes(row, &four), rule, own.scaling.left, own.grid.zero);
             NAME_store4(y, to, code, own.grid.wide, some);
         }
     }

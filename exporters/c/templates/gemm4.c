@@ -53,31 +53,35 @@ int32_t NAME_expand4(const int8_t *x, int16_t *rows, int32_t row, int32_t count)
 }
 
 #if defined(NAME_MVE)
-/* Even and odd codes of one row times four rows of weights, n bytes of two codes each, from start on. */
-static inline int32x4_t NAME_dot14_4(
-    const int8_t *even, const int8_t *odd, const uint8_t *const *w, int32_t n, const int32_t *start)
+/* One row, even codes and then odd ones from a multiple of 8 on, times four rows of weights, bytes of two codes each. */
+static inline int32x4_t NAME_dot14_4(const int8_t *even, const NAME_rows *rows)
 {
-    const uint8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
-    const uint8x16_t mask = vdupq_n_u8(15);
-    int32_t a = start[0], b = start[1], c = start[2], d = start[3];
-    int32x4_t sums;
-#define NAME_TAKE(w, sum) \
-    "vldrb.8 q2, [%[" w "]], #16\n" \
-    "vand q3, q2, %q[mask]\n" \
-    "vmladava.s8 %[" sum "], q0, q3\n" \
+    register int32x4_t sums __asm__("q0");
+#define NAME_TAKE(row, sum) \
+    "vldrb.8 q2, [" row "], #16\n" \
+    "vand q3, q2, q4\n" \
+    "vmladava.s8 " sum ", q0, q3\n" \
     "vshr.u8 q2, q2, #4\n" \
-    "vmladava.s8 %[" sum "], q1, q2\n"
-    __asm__ volatile("wlstp.8 lr, %[n], 2f\n"
+    "vmladava.s8 " sum ", q1, q2\n"
+    __asm__ volatile("ldrd r2, r3, [%[rows]]\n"
+                     "ldrd r4, r5, [%[rows], #8]\n"
+                     "ldrd r6, r8, [%[rows], #16]\n"
+                     "ldrd r10, r12, [%[rows], #24]\n"
+                     "ldr lr, [%[rows], #32]\n"
+                     "add %[rows], lr, #7\n"
+                     "bic %[rows], %[rows], #7\n"
+                     "add %[rows], %[rows], %[even]\n"
+                     "vmov.i8 q4, #15\n"
+                     "wlstp.8 lr, lr, 2f\n"
                      "1: vldrb.8 q0, [%[even]], #16\n"
-                     "vldrb.8 q1, [%[odd]], #16\n"
-                     NAME_TAKE("w0", "a") NAME_TAKE("w1", "b") NAME_TAKE("w2", "c") NAME_TAKE("w3", "d")
+                     "vldrb.8 q1, [%[rows]], #16\n"
+                     NAME_TAKE("r2", "r6") NAME_TAKE("r3", "r8") NAME_TAKE("r4", "r10") NAME_TAKE("r5", "r12")
                      "letp lr, 1b\n"
-                     "2: vmov %e[sums], %[a], %[b]\n"
-                     "vmov %f[sums], %[c], %[d]\n"
-                     : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [even] "+r"(even), [odd] "+r"(odd),
-                       [w0] "+r"(w0), [w1] "+r"(w1), [w2] "+r"(w2), [w3] "+r"(w3), [sums] "=&w"(sums)
-                     : [n] "r"(n), [mask] "w"(mask)
-                     : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+                     "2: vmov d0, r6, r8\n"
+                     "vmov d1, r10, r12\n"
+                     : [sums] "=w"(sums), [even] "+r"(even), [rows] "+r"(rows)
+                     :
+                     : "r2", "r3", "r4", "r5", "r6", "r8", "r10", "r12", "q1", "q2", "q3", "q4", "lr", "cc", "memory");
 #undef NAME_TAKE
     return sums;
 }
@@ -85,21 +89,17 @@ static inline int32x4_t NAME_dot14_4(
 void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, const int32_t *base, void *y, int32_t at)
 {
     const NAME_layer own = *layer;
-    const int32_t n = NAME_PADDED(own.inner) / 2, half = NAME_ROOM(own.inner) / 2, outputs = own.outputs;
-    const uint8_t *codes = (const uint8_t *)own.codes;
-    for (int32_t j = 0; j < outputs; j += 4, codes += 4 * n) {
-        const mve_pred16_t some = vctp32q((uint32_t)(outputs - j));
+    const int32_t n = NAME_PADDED(own.inner) / 2, room = NAME_ROOM(own.inner);
+    const int8_t *codes = own.codes;
+    for (int32_t j = 0; j < own.outputs; j += 4, codes += 4 * n) {
+        const mve_pred16_t some = vctp32q((uint32_t)(own.outputs - j));
         const NAME_rule rule = NAME_rule_of(&own, j, some);
-        const uint8_t *w[4] = {codes, codes, codes, codes}; /* beyond the last output, another one again */
-        int32_t start[4];
-        vstrwq_s32(start, vldrwq_z_s32(own.bias + j, some));
-        for (int32_t t = 1; t < 4 && j + t < outputs; t++) {
-            w[t] = codes + t * n;
-        }
+        NAME_rows four = NAME_rows_of(codes, n, own.outputs - j);
+        vstrwq_s32(four.start, vldrwq_z_s32(own.bias + j, some));
         const int8_t *even = (const int8_t *)x;
         int32_t to = at + j;
-        for (int32_t r = 0; r < rows; r++, even += 2 * half, to += outputs) {
-            const int32x4_t sums = vaddq_n_s32(NAME_dot14_4(even, even + half, w, n, start), base[r]);
+        for (int32_t r = 0; r < rows; r++, even += room, to += own.outputs) {
+            const int32x4_t sums = vaddq_n_s32(NAME_dot14_4(even, &four), base[r]);
             const int32x4_t code = NAME_codes4(sums, rule, own.scaling.left, own.grid.zero);
             NAME_store4(y, to, code, own.grid.wide, some);
         }

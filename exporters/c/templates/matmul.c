@@ -19,16 +19,14 @@ static void NAME_some_rows(
     for (int32_t j = 0; j < columns; j += 4, right += 4 * n) {
         const mve_pred16_t some = vctp32q((uint32_t)(columns - j));
         const NAME_rule rule = NAME_rule_of(&own, j, some);
-        const int8_t *w[4] = {right, right, right, right}; /* beyond the last column, another one again */
-        int32_t start[4] = {0, 0, 0, 0};
-        for (int32_t t = 0; t < 4 && j + t < columns; t++) {
-            w[t] = right + t * n;
-            start[t] = -p->zero_left * (NAME_row_sum(w[t], n) - n * p->zero_right);
+        NAME_rows four = NAME_rows_of(right, n, columns - j);
+        for (int32_t t = 0; t < 4; t++) {
+            four.start[t] = -p->zero_left * (NAME_row_sum(four.row[t], n) - n * p->zero_right);
         }
         const int8_t *row = left;
         int32_t to = at + j;
         for (int32_t r = 0; r < rows; r++, row += n, to += columns) {
-            const int32x4_t sums = vaddq_n_s32(NAME_dot14_bytes(row, w, n, start), base[r]);
+            const int32x4_t sums = vaddq_n_s32(NAME_dot14_bytes(row, &four), base[r]);
             const int32x4_t code = NAME_codes4(sums, rule, own.scaling.left, own.grid.zero);
             NAME_store4(y, to, code, own.grid.wide, some);
         }

@@ -132,4 +132,20 @@ static inline int32x4_t NAME_codes4(int32x4_t sums, NAME_rule rule, int32_t left
     const int32x4_t high = vmulhq_s32(vshlq_r_s32(sums, left), rule.multiplier);
     return vminq_s32(vmaxq_s32(vaddq_n_s32(vrshlq_s32(high, rule.shift), zero), rule.low), rule.high);
 }
+
+/* Four rows of bytes, what their sums start from, and bytes in a row. */
+typedef struct {
+    const int8_t *row[4];
+    int32_t start[4], count;
+} NAME_rows;
+
+/* Rows side by side; beyond the last of those left, the first one again. */
+static inline NAME_rows NAME_rows_of(const int8_t *first, int32_t count, int32_t left)
+{
+    NAME_rows rows = {{first, first, first, first}, {0, 0, 0, 0}, count};
+    for (int32_t t = 1; t < 4 && t < left; t++) {
+        rows.row[t] = first + t * count;
+    }
+    return rows;
+}
 #endif
