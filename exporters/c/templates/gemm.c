@@ -88,53 +88,79 @@ void NAME_widen(const int8_t *x, int16_t *to, int32_t count, int32_t rows)
     (void)NAME_spread(x, to, count, 1, 0, rows);
 }
 
+/* Two rows that take turns, two rows of weights, and the sums of their four products. */
+typedef struct {
+    const int16_t *x;
+    const int8_t *w0, *w1, *end; /* of the first row of weights, before what is no multiple of 16 */
+    int32_t sum[4];
+} NAME_tile;
+
 #if defined(NAME_DSP)
-/* Two rows times two rows of weights, four sums. Written out: it takes all registers, which a compiler spills. */
-static inline void NAME_dot22(const int16_t *x, const int8_t *w0, const int8_t *w1, int32_t n, int32_t *sum)
+/* Sixteen codes a turn. Written out: it takes all registers, which a compiler spills; the end lies on the stack. */
+static inline void NAME_turns(NAME_tile *tile)
 {
-    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
-    const int8_t *end = w0 + (n & ~15);
-    uint32_t p, q, r, s, t, u;
+    register NAME_tile *at __asm__("r12") = tile;
 #define NAME_STEP \
-    "ldr %[p], [%[w0]], #4\n" \
-    "ldrd %[t], %[u], [%[x]], #8\n" \
-    "sxtb16 %[q], %[p], ror #8\n" \
-    "sxtb16 %[p], %[p]\n" \
-    "ldr %[r], [%[w1]], #4\n" \
-    "smlad %[a], %[t], %[p], %[a]\n" \
-    "sxtb16 %[s], %[r], ror #8\n" \
-    "smlad %[a], %[u], %[q], %[a]\n" \
-    "sxtb16 %[r], %[r]\n" \
-    "smlad %[b], %[t], %[r], %[b]\n" \
-    "smlad %[b], %[u], %[s], %[b]\n" \
-    "ldrd %[t], %[u], [%[x]], #8\n" \
-    "smlad %[c], %[t], %[p], %[c]\n" \
-    "smlad %[d], %[t], %[r], %[d]\n" \
-    "smlad %[c], %[u], %[q], %[c]\n" \
-    "smlad %[d], %[u], %[s], %[d]\n"
-#define NAME_OPERANDS \
-    : [a] "+r"(a), [b] "+r"(b), [c] "+r"(c), [d] "+r"(d), [x] "+r"(x), [w0] "+r"(w0), [w1] "+r"(w1), [p] "=&r"(p), \
-      [q] "=&r"(q), [r] "=&r"(r), [s] "=&r"(s), [t] "=&r"(t), [u] "=&r"(u) \
-    : [end] "m"(end) \
-    : "cc", "memory"
-    if (n >= 16) {
-        __asm__ volatile("1:\n" NAME_STEP NAME_STEP NAME_STEP NAME_STEP
-                         "ldr %[p], %[end]\n"
-                         "cmp %[w0], %[p]\n"
-                         "bne 1b\n" NAME_OPERANDS);
-    }
-    for (n &= 15; n >= 4; n -= 4) {
-        __asm__ volatile(NAME_STEP NAME_OPERANDS);
-    }
-#undef NAME_OPERANDS
+    "ldr r3, [r1], #4\n" \
+    "ldrd r11, r12, [r0], #8\n" \
+    "sxtb16 r9, r3, ror #8\n" \
+    "sxtb16 r3, r3\n" \
+    "ldr r10, [r2], #4\n" \
+    "smlad r4, r11, r3, r4\n" \
+    "sxtb16 lr, r10, ror #8\n" \
+    "smlad r4, r12, r9, r4\n" \
+    "sxtb16 r10, r10\n" \
+    "smlad r5, r11, r10, r5\n" \
+    "smlad r5, r12, lr, r5\n" \
+    "ldrd r11, r12, [r0], #8\n" \
+    "smlad r6, r11, r3, r6\n" \
+    "smlad r8, r11, r10, r8\n" \
+    "smlad r6, r12, r9, r6\n" \
+    "smlad r8, r12, lr, r8\n"
+    __asm__ volatile("ldmia r12!, {r0, r1, r2, r3}\n"
+                     "ldmia r12, {r4, r5, r6, r8}\n"
+                     "push {r3, r12}\n"
+                     "1:\n" NAME_STEP NAME_STEP NAME_STEP NAME_STEP
+                     "ldr r3, [sp]\n"
+                     "cmp r1, r3\n"
+                     "bne 1b\n"
+                     "pop {r3, r12}\n"
+                     "stmia r12, {r4, r5, r6, r8}\n"
+                     "stmdb r12, {r0, r1, r2, r3}\n"
+                     : "+r"(at)
+                     :
+                     : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "lr", "cc", "memory");
 #undef NAME_STEP
+}
+
+static inline void NAME_dot22(NAME_tile *tile, int32_t n)
+{
+    if (n >= 16) {
+        NAME_turns(tile);
+    }
+    n &= 15;
+    if (n == 0) {
+        return;
+    }
+    const int16_t *x = tile->x;
+    const int8_t *w0 = tile->w0, *w1 = tile->w1;
+    int32_t a = tile->sum[0], b = tile->sum[1], c = tile->sum[2], d = tile->sum[3];
+    for (; n >= 4; n -= 4, x += 8, w0 += 4, w1 += 4) {
+        const uint32_t v0 = NAME_word(w0), v1 = NAME_word(w1), even0 = NAME_even(v0), even1 = NAME_even(v1);
+        const uint32_t odd0 = NAME_odd(v0), odd1 = NAME_odd(v1);
+        a = NAME_mac2(NAME_word(x), even0, NAME_mac2(NAME_word(x + 2), odd0, a));
+        b = NAME_mac2(NAME_word(x), even1, NAME_mac2(NAME_word(x + 2), odd1, b));
+        c = NAME_mac2(NAME_word(x + 4), even0, NAME_mac2(NAME_word(x + 6), odd0, c));
+        d = NAME_mac2(NAME_word(x + 4), even1, NAME_mac2(NAME_word(x + 6), odd1, d));
+    }
     const int16_t *x1 = x + 4;
 #else
-/* Two rows times two rows of weights, four sums. Kept apart: inlined, its sums would not stay in registers. */
-NAME_APART static void NAME_dot22(const int16_t *x, const int8_t *w0, const int8_t *w1, int32_t n, int32_t *sum)
+/* Kept apart: inlined, its sums would not stay in registers. */
+NAME_APART static void NAME_dot22(NAME_tile *tile, int32_t n)
 {
-    int32_t a = sum[0], b = sum[1], c = sum[2], d = sum[3];
-    const int16_t *x1 = x + NAME_ROW(n);
+    const int16_t *x = tile->x, *x1 = x + NAME_ROW(n);
+    const int8_t *w0 = tile->w0, *w1 = tile->w1;
+    int32_t a = tile->sum[0], b = tile->sum[1], c = tile->sum[2], d = tile->sum[3];
 #endif
     for (; n > 0; n--) {
         const int32_t v0 = *w0++, v1 = *w1++, u0 = *x++, u1 = *x1++;
@@ -143,10 +169,10 @@ NAME_APART static void NAME_dot22(const int16_t *x, const int8_t *w0, const int8
         c += u1 * v0;
         d += u1 * v1;
     }
-    sum[0] = a;
-    sum[1] = b;
-    sum[2] = c;
-    sum[3] = d;
+    tile->sum[0] = a;
+    tile->sum[1] = b;
+    tile->sum[2] = c;
+    tile->sum[3] = d;
 }
 
 /* One row times four rows of weights. */
@@ -196,24 +222,24 @@ void NAME_products(const int16_t *x, int32_t rows, const NAME_layer *layer, cons
     const NAME_layer own = *layer; /* to a compiler, a stored byte may change what layer points to */
     const int32_t n = own.inner, outputs = own.outputs;
     const int8_t *codes = own.codes;
-    int32_t sum[4], j = 0;
+    int32_t j = 0;
     if (rows == 2) {
         for (; j < outputs; j += 2) { /* an odd last output is computed twice */
             const int32_t next = j + 1 < outputs ? j + 1 : j;
             const int32_t bias0 = own.bias != NULL ? own.bias[j] : 0;
             const int32_t bias1 = own.bias != NULL ? own.bias[next] : 0;
-            sum[0] = bias0 + base[0];
-            sum[1] = bias1 + base[0];
-            sum[2] = bias0 + base[1];
-            sum[3] = bias1 + base[1];
-            NAME_dot22(x, codes + j * n, codes + next * n, n, sum);
-            NAME_finish(sum, 2, j, &own, y, at);
-            NAME_finish(sum + 1, 2, next, &own, y, at);
+            const int8_t *w = codes + j * n;
+            NAME_tile tile = {x, w, codes + next * n, w + (n & ~15),
+                              {bias0 + base[0], bias1 + base[0], bias0 + base[1], bias1 + base[1]}};
+            NAME_dot22(&tile, n);
+            NAME_finish(tile.sum, 2, j, &own, y, at);
+            NAME_finish(tile.sum + 1, 2, next, &own, y, at);
         }
         return;
     }
     for (; j < outputs; j += 4) {
         const int8_t *w[4];
+        int32_t sum[4];
         for (int32_t t = 0; t < 4; t++) { /* beyond the last output, the last one again */
             const int32_t channel = j + t < outputs ? j + t : outputs - 1;
             w[t] = codes + channel * n;
