@@ -13,6 +13,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
 
 Exist = Literal["fail", "replace"]
 
+_MADE = re.compile(r"c/build/(\w+\.[ao]|selftest)")
+"""What the Makefile of a generated C project writes: a build of what is replaced is no loss."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -128,7 +131,7 @@ def _check_ours(path: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         message = "--exist replace refuses: the folder holds no artifact bundle"
         raise UsageError(message, code="EQ-U044", place=str(path), hint=hint) from error
-    foreign = sorted(found - ours)
+    foreign = sorted(name for name in found - ours if not ("c/Makefile" in ours and _MADE.fullmatch(name)))
     if schema != SCHEMA or foreign:
         named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         message = f"--exist replace refuses: the folder also holds {named}" if foreign else f"unknown schema {schema!r}"

@@ -67,13 +67,13 @@ class Call:
 
 
 TEMPLATES = (
-    *("zeros", "window", "layer", "average", "simd", "gemm", "gemm4", "patch", "conv", "conv4", "fully_connected"),
+    *("zeros", "window", "layer", "average", "vector", "simd", "gemm", "gemm4", "patch", "conv", "conv4", "fully_connected"),
     *("fully_connected4", "matmul", "depthwise", "requantize", "table", "interpolate", "add", "mul", "softmax", "norm"),
     *("mean", "average_pool", "max_pool", "concat"),
 )
 """Kernels in the order in which they are written; each may use those before it."""
 
-_GEMM = ("layer", "simd")
+_GEMM = ("layer", "vector", "simd")
 
 
 class Writer:
@@ -253,7 +253,7 @@ def _add(writer: Writer, index: int, op: Add) -> Call:
     multipliers = f"{{{scaling.multiplier[0]}, {scaling.multiplier[1]}}}"
     values = (*_operands(writer, op), multipliers, scaling.left, scaling.shift[0], writer.grid(op.output))
     call = writer.call("add", *(writer.at(n) for n in op.inputs), f"&sum{index}", writer.at(op.output))
-    return Call(op, ("add",), (), (writer.parameters("sum", index, values), call))
+    return Call(op, ("vector", "add"), (), (writer.parameters("sum", index, values), call))
 
 
 def _mul(writer: Writer, index: int, op: Mul) -> Call:

@@ -6,10 +6,13 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1) && !defined(EDGEQ_PLAIN_C)
+/* Paths for vector instructions; without optimization no registers are left for their inner loops. */
+#if defined(__GNUC__) && defined(__OPTIMIZE__) && !defined(EDGEQ_PLAIN_C)
+#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1)
 #define NAME_MVE 1
-#elif defined(__ARM_FEATURE_SIMD32) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN) && !defined(EDGEQ_PLAIN_C)
+#elif defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_BIG_ENDIAN)
 #define NAME_DSP 1
+#endif
 #endif
 
 /* Inner loops hold all registers: reordered before they are allotted, their loads would spill. */

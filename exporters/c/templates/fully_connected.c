@@ -4,17 +4,14 @@ void NAME_fully_connected(const int8_t *x, int32_t rows, const NAME_layer *layer
     const int32_t n = layer->inner;
 #if defined(NAME_MVE)
     (void)scratch;
-    for (int32_t r = 0; r < rows; r += 2, x += 2 * n) {
-        const int8_t *const pair[2] = {x, x + n};
-        NAME_products_bytes(pair, rows - r < 2 ? 1 : 2, layer, y, r * layer->outputs);
-    }
+    NAME_products_bytes(x, n, rows, layer, y, 0);
 #else
     static const int32_t base[2] = {0, 0};
     int16_t *expanded = (int16_t *)scratch;
     for (int32_t r = 0; r < rows; r += 2) {
         const int32_t count = rows - r < 2 ? 1 : 2;
         for (int32_t t = 0; t < count; t++) {
-            NAME_widen(x + (size_t)(r + t) * (size_t)n, expanded, n, t, count);
+            NAME_widen(x + (size_t)(r + t) * (size_t)n, expanded + NAME_BEGIN(n, t), n, count);
         }
         NAME_products(expanded, count, layer, base, y, r * layer->outputs);
     }

@@ -1,10 +1,16 @@
 #define NAME_PADDED(count) (((count) + 7) & ~(int32_t)7)
 #define NAME_ROOM(count) (((count) + 15) & ~(int32_t)15)
+#if defined(NAME_MVE)
+#define NAME_ROWS4 4 /* at once, of half as much room each */
+#else
+#define NAME_ROWS4 2
+#endif
 
 /* With SIMD on words, eight codes lie as 0 4 1 5 2 6 3 7: the halves that a mask takes out of a word of weights. With
  * vectors, bytes, first all even codes and then all odd ones: the low and the high halves of the weights. */
-int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
+int32_t NAME_expand4(const int8_t *x, int16_t *rows, int32_t row, int32_t count)
 {
+    int16_t *to = rows + row * (NAME_ROOM(count) * 2 / NAME_ROWS4);
     int32_t sum = 0, i = 0;
 #if defined(NAME_MVE)
     int8_t *even = (int8_t *)to, *odd = even + NAME_ROOM(count) / 2;
@@ -25,6 +31,12 @@ int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
         sum = NAME_mac2(a, 0x10001u, NAME_mac2(b, 0x10001u, sum));
         sum = NAME_mac2(c, 0x10001u, NAME_mac2(d, 0x10001u, sum));
     }
+#else
+    NAME_UNROLL
+    for (; i < count; i++) {
+        to[i] = x[i];
+        sum += x[i];
+    }
 #endif
     for (; i < NAME_PADDED(count); i++) {
         const int32_t value = i < count ? x[i] : 0;
@@ -40,38 +52,36 @@ int32_t NAME_expand4(const int8_t *x, int16_t *to, int32_t count)
     return sum;
 }
 
-#if !defined(NAME_DSP) && !defined(NAME_MVE)
-static inline int32_t NAME_pair(const int16_t *x, uint32_t byte)
-{
-    return x[0] * (int32_t)(byte & 15u) + x[1] * (int32_t)(byte >> 4);
-}
-#endif
-
 #if defined(NAME_MVE)
-/* Even and odd codes of one row times four rows of weights, n bytes of two codes each. */
-static inline int32x4_t NAME_dot14_4(const int8_t *even, const int8_t *odd, const uint8_t *const *w, int32_t n)
+/* One row, even codes and then odd ones from a multiple of 8 on, times four rows of weights, bytes of two codes each. */
+static inline int32x4_t NAME_dot14_4(const int8_t *even, const NAME_rows *rows)
 {
-    const uint8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
-    const uint8x16_t mask = vdupq_n_u8(15);
-    int32_t a = 0, b = 0, c = 0, d = 0;
-    int32x4_t sums;
-#define NAME_TAKE(w, sum) \
-    "vldrb.8 q2, [%[" w "]], #16\n" \
-    "vand q3, q2, %q[mask]\n" \
-    "vmladava.s8 %[" sum "], q0, q3\n" \
+    register int32x4_t sums __asm__("q0");
+#define NAME_TAKE(row, sum) \
+    "vldrb.8 q2, [" row "], #16\n" \
+    "vand q3, q2, q4\n" \
+    "vmladava.s8 " sum ", q0, q3\n" \
     "vshr.u8 q2, q2, #4\n" \
-    "vmladava.s8 %[" sum "], q1, q2\n"
-    __asm__ volatile("wlstp.8 lr, %[n], 2f\n"
+    "vmladava.s8 " sum ", q1, q2\n"
+    __asm__ volatile("ldrd r2, r3, [%[rows]]\n"
+                     "ldrd r4, r5, [%[rows], #8]\n"
+                     "ldrd r6, r8, [%[rows], #16]\n"
+                     "ldrd r10, r12, [%[rows], #24]\n"
+                     "ldr lr, [%[rows], #32]\n"
+                     "add %[rows], lr, #7\n"
+                     "bic %[rows], %[rows], #7\n"
+                     "add %[rows], %[rows], %[even]\n"
+                     "vmov.i8 q4, #15\n"
+                     "wlstp.8 lr, lr, 2f\n"
                      "1: vldrb.8 q0, [%[even]], #16\n"
-                     "vldrb.8 q1, [%[odd]], #16\n"
-                     NAME_TAKE("w0", "a") NAME_TAKE("w1", "b") NAME_TAKE("w2", "c") NAME_TAKE("w3", "d")
+                     "vldrb.8 q1, [%[rows]], #16\n"
+                     NAME_TAKE("r2", "r6") NAME_TAKE("r3", "r8") NAME_TAKE("r4", "r10") NAME_TAKE("r5", "r12")
                      "letp lr, 1b\n"
-                     "2: vmov %e[sums], %[a], %[b]\n"
-                     "vmov %f[sums], %[c], %[d]\n"
-                     : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [even] "+r"(even), [odd] "+r"(odd),
-                       [w0] "+r"(w0), [w1] "+r"(w1), [w2] "+r"(w2), [w3] "+r"(w3), [sums] "=&w"(sums)
-                     : [n] "r"(n), [mask] "w"(mask)
-                     : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+                     "2: vmov d0, r6, r8\n"
+                     "vmov d1, r10, r12\n"
+                     : [sums] "=w"(sums), [even] "+r"(even), [rows] "+r"(rows)
+                     :
+                     : "r2", "r3", "r4", "r5", "r6", "r8", "r10", "r12", "q1", "q2", "q3", "q4", "lr", "cc", "memory");
 #undef NAME_TAKE
     return sums;
 }
@@ -80,17 +90,18 @@ void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, con
 {
     const NAME_layer own = *layer;
     const int32_t n = NAME_PADDED(own.inner) / 2, room = NAME_ROOM(own.inner);
-    const uint8_t *codes = (const uint8_t *)own.codes;
-    for (int32_t j = 0; j < own.outputs; j += 4) {
-        const NAME_four four = NAME_channels(&own, j);
-        const uint8_t *w[4];
-        for (int32_t t = 0; t < 4; t++, codes += n) { /* beyond the last output, another one again */
-            w[t] = j + t < own.outputs ? codes : w[0];
-        }
-        for (int32_t r = 0; r < rows; r++) {
-            const int8_t *row = (const int8_t *)(x + r * room);
-            const int32x4_t sums = vaddq_n_s32(NAME_dot14_4(row, row + room / 2, w, n), base[r]);
-            NAME_finish4(sums, four, &own, y, at + j + r * own.outputs);
+    const int8_t *codes = own.codes;
+    for (int32_t j = 0; j < own.outputs; j += 4, codes += 4 * n) {
+        const mve_pred16_t some = vctp32q((uint32_t)(own.outputs - j));
+        const NAME_rule rule = NAME_rule_of(&own, j, some);
+        NAME_rows four = NAME_rows_of(codes, n, own.outputs - j);
+        vstrwq_s32(four.start, vldrwq_z_s32(own.bias + j, some));
+        const int8_t *even = (const int8_t *)x;
+        int32_t to = at + j;
+        for (int32_t r = 0; r < rows; r++, even += room, to += own.outputs) {
+            const int32x4_t sums = vaddq_n_s32(NAME_dot14_4(even, &four), base[r]);
+            const int32x4_t code = NAME_codes4(sums, rule, own.scaling.left, own.grid.zero);
+            NAME_store4(y, to, code, own.grid.wide, some);
         }
     }
 }
@@ -126,13 +137,24 @@ NAME_APART static void NAME_dot22_4(
         d = NAME_mac2(v, q, d);
     }
 #else
-    for (int32_t k = 0; k < n; k += 2) {
-        const uint32_t v0 = w0[k >> 1], v1 = w1[k >> 1];
-        a += NAME_pair(x0 + k, v0);
-        b += NAME_pair(x0 + k, v1);
-        c += NAME_pair(x1 + k, v0);
-        d += NAME_pair(x1 + k, v1);
+    int32_t low0, low1, high0, high1;
+#define NAME_STEP(at) \
+    low0 = w0[at] & 15, low1 = w1[at] & 15, high0 = w0[at] >> 4, high1 = w1[at] >> 4; \
+    a += x0[2 * (at)] * low0; \
+    b += x0[2 * (at)] * low1; \
+    a += x0[2 * (at) + 1] * high0; \
+    b += x0[2 * (at) + 1] * high1; \
+    c += x1[2 * (at)] * low0; \
+    d += x1[2 * (at)] * low1; \
+    c += x1[2 * (at) + 1] * high0; \
+    d += x1[2 * (at) + 1] * high1;
+    for (const int16_t *end = x0 + n; x0 != end; x0 += 8, x1 += 8, w0 += 4, w1 += 4) {
+        NAME_STEP(0)
+        NAME_STEP(1)
+        NAME_STEP(2)
+        NAME_STEP(3)
     }
+#undef NAME_STEP
 #endif
     sum[0] = a;
     sum[1] = b;
@@ -171,9 +193,11 @@ NAME_APART static void NAME_dot12_4(const int16_t *x, const uint8_t *w0, const u
 #undef NAME_TAKE
 #undef NAME_PART
 #else
-    for (int32_t k = 0; k < n; k += 2) {
-        a += NAME_pair(x + k, w0[k >> 1]);
-        b += NAME_pair(x + k, w1[k >> 1]);
+    for (const int16_t *end = x + n; x != end; x += 2, w0++, w1++) {
+        a += x[0] * (*w0 & 15);
+        b += x[0] * (*w1 & 15);
+        a += x[1] * (*w0 >> 4);
+        b += x[1] * (*w1 >> 4);
     }
 #endif
     sum[0] = a;
@@ -188,8 +212,10 @@ void NAME_products4(const int16_t *x, int32_t rows, const NAME_layer *layer, con
     for (int32_t j = 0; j < outputs; j += 2) { /* an odd last output is computed twice */
         const int32_t next = j + 1 < outputs ? j + 1 : j;
         const uint8_t *w0 = codes + (size_t)j * (size_t)(n / 2), *w1 = codes + (size_t)next * (size_t)(n / 2);
-        int32_t sum[4] = {own.bias[j] + base[0], own.bias[next] + base[0], own.bias[j] + base[1], own.bias[next] + base[1]};
+        int32_t sum[4] = {own.bias[j] + base[0], own.bias[next] + base[0], 0, 0};
         if (rows == 2) {
+            sum[2] = own.bias[j] + base[1];
+            sum[3] = own.bias[next] + base[1];
             NAME_dot22_4(x, x + NAME_ROOM(own.inner), w0, w1, n, sum);
         } else {
             NAME_dot12_4(x, w0, w1, n, sum);

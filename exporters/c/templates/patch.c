@@ -1,10 +1,14 @@
 static inline void NAME_copy(int8_t *to, const int8_t *from, size_t count)
 {
 #if defined(NAME_MVE)
-    for (int32_t left = (int32_t)count; left > 0; left -= 16, to += 16, from += 16) {
-        const mve_pred16_t some = vctp8q((uint32_t)left);
-        vstrbq_p_s8(to, vldrbq_z_s8(from, some), some);
-    }
+    __asm__ volatile("wlstp.8 lr, %[count], 2f\n"
+                     "1: vldrb.8 q0, [%[from]], #16\n"
+                     "vstrb.8 q0, [%[to]], #16\n"
+                     "letp lr, 1b\n"
+                     "2:\n"
+                     : [to] "+r"(to), [from] "+r"(from)
+                     : [count] "r"(count)
+                     : "q0", "lr", "cc", "memory");
 #else
     memcpy(to, from, count);
 #endif

@@ -1,7 +1,3 @@
-#if defined(NAME_MVE)
-#include <arm_mve.h>
-#endif
-
 #if defined(NAME_DSP)
 #define NAME_ALIGNED(p) __builtin_assume_aligned(p, 8)
 
@@ -74,17 +70,34 @@ static inline int32_t NAME_mac_high(uint32_t a, uint32_t b, int32_t sum)
 }
 #endif
 
-/* Sums of some rows at one channel to codes. */
+/* The nearest byte. */
+static inline int32_t NAME_saturate(int32_t v)
+{
+#if defined(__ARM_FEATURE_SAT) && defined(__GNUC__) && !defined(EDGEQ_PLAIN_C)
+    int32_t result;
+    __asm__("ssat %0, #8, %1" : "=r"(result) : "r"(v) : "cc");
+    return result;
+#else
+    return v < -128 ? -128 : v > 127 ? 127 : v;
+#endif
+}
+
+/* Sums of some rows at one channel to codes: NAME_store of NAME_scale, the zero point added before the last shift. */
 static inline void NAME_finish(
     const int32_t *sum, int32_t rows, int32_t channel, const NAME_layer *layer, void *y, int32_t at)
 {
     const int32_t index = channel * layer->scaling.step, left = layer->scaling.left;
-    const int32_t multiplier = layer->scaling.multiplier[index], shift = layer->scaling.shift[index];
-    const int32_t zero = layer->grid.zero, low = layer->grid.low, high = layer->grid.high, wide = layer->grid.wide;
+    const int32_t multiplier = layer->scaling.multiplier[index], shift = layer->scaling.shift[index] - 33;
+    const int32_t low = layer->grid.low, high = layer->grid.high, wide = layer->grid.wide;
+    const int32_t bytes = low == -128 && high == 127, round = 2 * layer->grid.zero + 1;
     const int32_t outputs = layer->outputs;
     at += channel;
     for (int32_t r = 0; r < rows; r++, at += outputs) {
-        int32_t code = NAME_scale(sum[2 * r] * ((int32_t)1 << left), multiplier, shift) + zero;
+        int32_t code = ((NAME_high(sum[2 * r] * ((int32_t)1 << left), multiplier) >> shift) + round) >> 1;
+        if (bytes) {
+            ((int8_t *)y)[at] = (int8_t)NAME_saturate(code);
+            continue;
+        }
         code = code < low ? low : code;
         code = code > high ? high : code;
         if (wide) {
@@ -96,37 +109,43 @@ static inline void NAME_finish(
 }
 
 #if defined(NAME_MVE)
-/* What makes codes of the sums of four channels, or of fewer at the end. */
+/* What makes codes of the sums of four channels. */
 typedef struct {
-    int32x4_t bias, multiplier, shift;
-    mve_pred16_t some;
-} NAME_four;
+    int32x4_t multiplier, shift, low, high;
+} NAME_rule;
 
-static inline NAME_four NAME_channels(const NAME_layer *layer, int32_t channel)
+static inline NAME_rule NAME_rule_of(const NAME_layer *layer, int32_t channel, mve_pred16_t some)
 {
     const NAME_scaling *s = &layer->scaling;
-    const mve_pred16_t some = vctp32q((uint32_t)(layer->outputs - channel));
     int32x4_t multiplier = vdupq_n_s32(s->multiplier[0]), shift = vdupq_n_s32(s->shift[0]);
     if (s->step) {
         multiplier = vldrwq_z_s32(s->multiplier + channel, some);
         shift = vreinterpretq_s32_u32(vldrbq_z_u32(s->shift + channel, some));
     }
-    const NAME_four four = {
-        vldrwq_z_s32(layer->bias + channel, some), multiplier, vsubq_s32(vdupq_n_s32(32), shift), some};
-    return four;
+    const NAME_rule rule = {multiplier, vsubq_s32(vdupq_n_s32(32), shift), vdupq_n_s32(layer->grid.low),
+                            vdupq_n_s32(layer->grid.high)};
+    return rule;
 }
 
-static inline void NAME_finish4(int32x4_t sums, NAME_four four, const NAME_layer *layer, void *y, int32_t at)
+static inline int32x4_t NAME_codes4(int32x4_t sums, NAME_rule rule, int32_t left, int32_t zero)
 {
-    sums = vshlq_r_s32(vaddq_s32(sums, four.bias), layer->scaling.left);
-    int32x4_t code = vrshlq_s32(vmulhq_s32(sums, four.multiplier), four.shift);
-    code = vmaxq_s32(vaddq_n_s32(code, layer->grid.zero), vdupq_n_s32(layer->grid.low));
-    code = vminq_s32(code, vdupq_n_s32(layer->grid.high));
-    if (layer->grid.wide) {
-        vstrhq_p_s32((int16_t *)y + at, code, four.some);
-    } else {
-        vstrbq_p_s32((int8_t *)y + at, code, four.some);
+    const int32x4_t high = vmulhq_s32(vshlq_r_s32(sums, left), rule.multiplier);
+    return vminq_s32(vmaxq_s32(vaddq_n_s32(vrshlq_s32(high, rule.shift), zero), rule.low), rule.high);
+}
+
+/* Four rows of bytes, what their sums start from, and bytes in a row. */
+typedef struct {
+    const int8_t *row[4];
+    int32_t start[4], count;
+} NAME_rows;
+
+/* Rows side by side; beyond the last of those left, the first one again. */
+static inline NAME_rows NAME_rows_of(const int8_t *first, int32_t count, int32_t left)
+{
+    NAME_rows rows = {{first, first, first, first}, {0, 0, 0, 0}, count};
+    for (int32_t t = 1; t < 4 && t < left; t++) {
+        rows.row[t] = first + t * count;
     }
+    return rows;
 }
 #endif
-

@@ -9,12 +9,12 @@ static uint32_t NAME_row_of_powers(
     uint32_t sum = 0;
     for (int32_t i = 0; i < count; i += 4) {
         const mve_pred16_t some = vctp32q((uint32_t)(count - i));
-        const int32x4_t codes = wide ? vldrhq_z_s32((const int16_t *)x + i, some) : vldrbq_z_s32((const int8_t *)x + i, some);
+        const int32x4_t codes = NAME_load4(x, i, wide, some);
         top = vmaxvq_p_s32(top, codes, some);
     }
     for (int32_t i = 0; i < count; i += 4) {
         const mve_pred16_t some = vctp32q((uint32_t)(count - i));
-        const int32x4_t codes = wide ? vldrhq_z_s32((const int16_t *)x + i, some) : vldrbq_z_s32((const int8_t *)x + i, some);
+        const int32x4_t codes = NAME_load4(x, i, wide, some);
         const uint32x4_t below = vreinterpretq_u32_s32(vsubq_s32(vdupq_n_s32(top), codes));
         const uint32x4_t octaves = vshlq_r_u32(vaddq_n_u32(vmulq_n_u32(below, slope), round), shift);
         const uint32x4_t whole = vminq_u32(vshrq_n_u32(octaves, 8), vdupq_n_u32(31));
@@ -38,11 +38,7 @@ static void NAME_row_of_shares(
         v = vshlq_r_s32(vaddq_n_s32(vmulhq_s32(v, vdupq_n_s32(m)), half), shift);
         v = vaddq_n_s32(v, own.zero);
         v = vminq_s32(vmaxq_s32(v, vdupq_n_s32(own.low)), vdupq_n_s32(own.high));
-        if (own.wide) {
-            vstrhq_p_s32((int16_t *)y + i, v, some);
-        } else {
-            vstrbq_p_s32((int8_t *)y + i, v, some);
-        }
+        NAME_store4(y, i, v, own.wide, some);
     }
 }
 #else

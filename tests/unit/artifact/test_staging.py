@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import errno
 import os
 import shutil
@@ -135,6 +136,22 @@ def test_replace_deletes_only_bundles(build: Builder, tmp_path: Path, monkeypatc
     (bundle / "link").unlink()
     monkeypatch.chdir(bundle / "golden")
     assert refused(lambda: check_out(bundle, "replace")) == "EQ-U044"
+
+
+def test_a_build_of_the_c_project_does_not_hinder_a_replacement(build: Builder, tmp_path: Path) -> None:
+    bundle = build(tmp_path / "a")
+    made = bundle / "c" / "build"
+    made.mkdir(parents=True)
+    for name in ("net.o", "net_kernels.o", "libnet.a", "selftest"):
+        (made / name).write_text("")
+    assert refused(lambda: check_out(bundle, "replace")) == "EQ-U044"  # no Makefile of ours
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"].append({"path": "c/Makefile"})
+    write_json(bundle / "manifest.json", manifest)
+    assert check_out(bundle, "replace") == bundle
+    (made / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"c/build/notes\.txt"):
+        check_out(bundle, "replace")
 
 
 def test_links_are_followed(build: Builder, tmp_path: Path) -> None:

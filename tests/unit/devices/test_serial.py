@@ -321,7 +321,7 @@ def test_the_report_compiles_without_warnings_for_a_computer(program: Artifact, 
         " small_report(arena); small_report(arena); return 0; }\n"
     )
     folder = tmp_path / "c"
-    link = [name, "-I", str(folder), str(main_c), str(folder / "libsmall_board.a"), "-o", str(tmp_path / "p")]
+    link = [name, "-I", str(folder), str(main_c), str(folder / "build" / "libsmall_board.a"), "-o", str(tmp_path / "p")]
     subprocess.run(link, check=True)
     said = subprocess.run([str(tmp_path / "p")], capture_output=True, check=True).stdout
     reports = [event for event in FrameReader().feed(said) if isinstance(event, Report)]
