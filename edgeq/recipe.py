@@ -18,7 +18,7 @@ from edgeq.graph.transforms.convolution import fit_convolution
 from edgeq.graph.transforms.report import Applied, Batches
 from edgeq.graph.transforms.transformer import fit_transformer, spread_outliers
 from edgeq.graph.widths import NARROW, WIDE, WidthProblem, weight_cost
-from edgeq.spec import PerChannel, PerGroup, Precision, QuantConfig, QuantRule, QuantSpec
+from edgeq.spec import HALF_SCALES, PerChannel, PerGroup, Precision, QuantConfig, QuantRule, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ _BEST: Mapping[str, Mapping[str, tuple[str, str]]] = {
 
 _CLIPPED = "mse"
 """Ranges of convolutional networks: single pixels reach far beyond all others, and no stream carries them on."""
+
+_ABOVE_LEAST = 16
+"""Smaller groups of a weight whose largest scale is so many times the least of 16 bits lose nothing that counts."""
 
 BULK = 0.25
 """Share of all weights from which on an end of the network is worth 4 bits."""
@@ -234,14 +237,21 @@ def _keep_depthwise(graph: fx.GraphModule, config: QuantConfig, full: QuantConfi
 
 
 def _fit_groups(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> QuantConfig:
-    """`config` with one scale per channel where groups do not divide the rows of a weight."""
+    """`config` with one scale per channel where the format holds no groups of a weight, or not their scales."""
     found = []
     for node in _layers(graph, rules):
-        spec = config.resolve(node.name, op_kind(node)).weight
-        size = spec.granularity.size if isinstance(spec.granularity, PerGroup) else 1
-        if (weight := _weight(graph, node)) is not None and weight[0].numel() % size:
+        spec, weight = config.resolve(node.name, op_kind(node)).weight, _weight(graph, node)
+        if isinstance(spec.granularity, PerGroup) and weight is not None and not _has_groups(weight, spec):
             found.append(QuantRule(name=node.name, weight=replace(spec, granularity=PerChannel(0))))
     return replace(config, rules=(*config.rules, *found))
+
+
+def _has_groups(weight: Tensor, spec: QuantSpec) -> bool:
+    """Whether groups divide the rows of a weight, and its scales are far above the least that 16 bits hold."""
+    group = spec.granularity
+    assert isinstance(group, PerGroup)
+    least = _ABOVE_LEAST * HALF_SCALES[0] * spec.qmax if group.half else 0.0
+    return weight[0].numel() % group.size == 0 and float(weight.abs().max()) >= least
 
 
 def _keep_ends(graph: fx.GraphModule, config: QuantConfig, full: QuantConfig, rules: BackendRules) -> QuantConfig:

@@ -36,9 +36,30 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale per run of `size` consecutive values of the flattened row: `(O, I) -> scale (O, I / size)`."""
+    """One scale per run of `size` consecutive values of the flattened row: `(O, I) -> scale (O, I / size)`.
+
+    Args:
+        size: Values that share a scale.
+        half: Scales are numbers that float16 and bfloat16 both hold, see `half_scales`.
+    """
 
     size: int = 32
+    half: bool = False
+
+
+HALF_SCALES = (2.0**-14, 255 * 2.0**8)
+"""Smallest and largest of the scales that `half_scales` gives: ordinary numbers of float16."""
+
+
+def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest scales with eight significant bits in the range of float16.
+
+    A kernel that reads float16 and one that rounds them to bfloat16 then compute the same.
+    """
+    fraction, exponent = np.frexp(scales)
+    rounded = np.ldexp(np.rint(fraction * 256) / 256, exponent)
+    result: NDArray[np.float32] = np.clip(rounded, *HALF_SCALES).astype(np.float32)
+    return result
 
 
 Granularity: TypeAlias = PerTensor | PerChannel | PerGroup
@@ -119,7 +140,7 @@ class QParams:
 
     Args:
         spec: The grid's shape (bits, symmetry, granularity).
-        scale: Positive float32; shape `()`, `(channels,)` or `(rows, groups)` by granularity.
+        scale: Positive float32; shape `()`, `(channels,)` or `(rows, groups)` by granularity, which may round it.
         zero_point: int32 of the same shape, within the codes.
     """
 
@@ -128,13 +149,16 @@ class QParams:
     zero_point: NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", np.asarray(self.scale, dtype=np.float32))
+        scale = np.asarray(self.scale, dtype=np.float32)
         object.__setattr__(self, "zero_point", np.asarray(self.zero_point, dtype=np.int32))
-        if self.scale.shape != self.zero_point.shape:
-            message = f"scale {self.scale.shape} and zero point {self.zero_point.shape} differ in shape"
+        if scale.shape != self.zero_point.shape:
+            message = f"scale {scale.shape} and zero point {self.zero_point.shape} differ in shape"
             raise UsageError(message, code="EQ-U003")
-        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
             raise UsageError("scales must be positive and finite", code="EQ-U003")
+        granularity = self.spec.granularity
+        half = isinstance(granularity, PerGroup) and granularity.half
+        object.__setattr__(self, "scale", half_scales(scale) if half else scale)
         if ((self.zero_point < self.spec.qmin) | (self.zero_point > self.spec.qmax)).any():
             raise UsageError("a zero point lies outside the codes", code="EQ-U003")
 

@@ -20,7 +20,7 @@ from edgeq.data import DepthFile, Role, Source, open_depth, open_images, preproc
 from edgeq.depthmap import KINDS, METRIC, painted, read_map, resize_map, summarize
 from edgeq.errors import ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
-from edgeq.graph.kinds import count_ops
+from edgeq.graph.recognize import network_kind
 from edgeq.graph.rewrite import shape_of
 from edgeq.hashing import file_sha256
 from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portrait
@@ -194,7 +194,7 @@ def _load_onnx(path: Path, kind: str, shape: tuple[int, int] | None) -> DepthAda
         weights_sha256=imported.sha256,
         source=path.name,
         import_error=error,
-        network="transformer" if "softmax" in count_ops(imported.graph) else "convolution",
+        network=network_kind(imported.graph),
         **_common(kind),
     )
     return DepthAdapter(loaded)

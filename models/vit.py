@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from edgeq.data import Role, Source, open_images, preprocess
 from edgeq.errors import MissingError, ModelError, UsageError, unknown_name
 from edgeq.graph.capture import capture
+from edgeq.graph.recognize import network_kind
 from edgeq.hashing import file_sha256
 from edgeq.models import MODELS
 from edgeq.models.base import TOP1, LoadedModel, ModelRequest, Networks, Portrait, judge_top1, say_top1
@@ -185,6 +186,7 @@ def _load_onnx(path: Path, family: str, shape: tuple[int, int] | None) -> VitAda
         classes=None,
         source=path.name,
         import_error=error,
+        network=network_kind(imported.graph),
     )
     return VitAdapter(loaded)
 
@@ -210,4 +212,5 @@ def _loaded(
         weights_sha256=digest,
         classes=classes,
         source=request.path.name if request.path else "edgeq",
+        network=network_kind(graph),
     )

@@ -50,8 +50,14 @@ class LiteRt:
 
     def __init__(self, path: Path, threads: int, settings: dict[str, str]) -> None:
         del settings  # LiteRT has none that change results
-        self.interpreter = self.runtime().Interpreter(model_path=str(path), num_threads=threads)
-        self.interpreter.allocate_tensors()
+        try:
+            self.interpreter = self.runtime().Interpreter(model_path=str(path), num_threads=threads)
+            self.interpreter.allocate_tensors()
+        except ValueError as error:
+            if "Didn't find op" not in str(error):
+                raise
+            reason = str(error).partition(". ")[0]
+            raise Failure(f"this LiteRT is too old: {reason}\n  try: pip install -U ai-edge-litert", 4) from error
         self.inputs = self.ordered("inputs", self.interpreter.get_input_details())
         self.outputs = self.ordered("outputs", self.interpreter.get_output_details())
         self.shapes = [tuple(info["shape"]) for info in self.inputs]

@@ -313,6 +313,7 @@ def _pick_codes(graph: fx.GraphModule, node: fx.Node, qparams: QParams, attribut
             picked = [graph.graph.call_function(aten.mul.Tensor, tuple(picked)), shape]
     node.target = aten.reshape.default if columns > 1 else aten.mul.Tensor
     node.args, node.kwargs = tuple(picked), {}
+    node.meta[WEIGHT_PATH] = attribute
 
 
 def _scale_groups(graph: fx.GraphModule, source: fx.Node, qparams: QParams, attribute: str) -> fx.Node:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, fx
 
@@ -103,6 +104,12 @@ def attention_sites(gm: fx.GraphModule) -> list[AttentionSite]:
             )
         )
     return sites
+
+
+def network_kind(gm: fx.GraphModule) -> Literal["transformer", "convolution"]:
+    """What `--method auto` takes a network for: a transformer has attention, or streams that layer norms read."""
+    streams = any(True for _ in calls(gm, aten.layer_norm.default))
+    return "transformer" if streams or attention_sites(gm) else "convolution"
 
 
 def annotate_attention(gm: fx.GraphModule) -> None:

@@ -163,8 +163,10 @@ def _least(choices: Sequence[Choice]) -> float:
 
 def weight_cost(weight: Tensor, spec: QuantSpec) -> int:
     """Bytes of a weight with one scale and one zero point, 4 and 8 bytes, per output channel; or a scale per group."""
-    scales = weight.numel() // spec.granularity.size if isinstance(spec.granularity, PerGroup) else 3 * len(weight)
-    return weight_bytes(weight.numel(), spec.bits, scales=scales)
+    if isinstance(spec.granularity, PerGroup):
+        size, each = spec.granularity.size, 2 if spec.granularity.half else 4
+        return weight_bytes(weight.numel(), spec.bits, weight.numel() // size, each)
+    return weight_bytes(weight.numel(), spec.bits, scales=3 * len(weight))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from edgeq.errors import MissingError, ModelError
+from edgeq.exporters.tflite.groups import hold_codes
 from edgeq.exporters.tflite.pack import pack_weights
 from edgeq.exporters.tflite.restore import leaves_floats, restore_floats, without_weight_grids
 from edgeq.spec import QuantPlan
@@ -46,15 +47,16 @@ def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantP
         raise MissingError(f"TFLite export needs litert-torch: {error}", code="EQ-P001", hint=INSTALL) from error
     with _quiet() as transcript:
         try:
+            graph = graph if plan is None else hold_codes(graph, plan)
             edge = litert_torch.convert(graph, example, quant_config=_conversion_mode(plan))
             edge.export(str(path))
             if plan is not None:
+                pack_weights(path, plan)
                 if leaves_floats(graph, plan):
                     exact = path.with_suffix(".exact")
                     litert_torch.convert(without_weight_grids(graph), example).export(str(exact))
                     restore_floats(path, exact, plan)
                     exact.unlink()
-                pack_weights(path, plan)
         except Exception as error:
             raise ModelError(
                 f"LiteRT's converter refuses the graph: {_first_line(error, transcript)}",

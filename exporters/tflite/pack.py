@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.exporters.tflite.groups import add_buffer, grouped_weights, number_of, write_groups
 from edgeq.spec import QuantPlan, codes_hash
 
 _WEIGHT_OPERAND = 1
@@ -16,15 +17,17 @@ _WEIGHT_OPERAND = 1
 def pack_weights(path: Path, plan: QuantPlan) -> int:
     """Rewrite `path` so that the planned 4-bit weights of its fully connected layers take 4 bits each.
 
-    The arithmetic does not change: kernels widen the codes to 8 bits.
+    With a scale per channel the arithmetic does not change: kernels widen the codes to 8 bits. Weights on groups get
+    their scales, see `edgeq.exporters.tflite.groups`.
 
     Args:
         path: A .tflite file made from the plan's emission; replaced.
         plan: Its plan.
 
     Returns:
-        Number of weights packed.
+        Number of constants packed.
     """
+    grouped = grouped_weights(plan)
     planned = {(t.codes_sha256, t.uniform.scale.tobytes()) for t in plan.weights() if t.bits == 4}
     if not planned:
         return 0
@@ -32,18 +35,29 @@ def pack_weights(path: Path, plan: QuantPlan) -> int:
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
-    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-    packed = 0
+    packed: dict[int, int] = {}  # equal codes of several weights are one buffer
     for graph in model.subgraphs:
-        for op in graph.operators:
-            code = model.operatorCodes[op.opcodeIndex]
-            if names[max(code.builtinCode, code.deprecatedBuiltinCode)] == "FULLY_CONNECTED":
-                packed += _pack(model, graph.tensors[op.inputs[_WEIGHT_OPERAND]], schema.TensorType, planned)
+        for tensor in _layer_weights(model, graph, schema):
+            codes = _codes(model, tensor, schema.TensorType)
+            if codes is None:
+                continue
+            held, digest = grouped.get(number_of(tensor)), codes_hash(codes.astype(np.int32))
+            scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
+            if held is not None and digest == held.codes_sha256:
+                write_groups(model, graph, tensor, held.uniform.scale, schema)
+            elif (digest, scales.tobytes()) not in planned:
+                continue
+            if tensor.buffer not in packed:
+                packed[tensor.buffer] = add_buffer(model, pack(codes), schema)
+            tensor.buffer, tensor.type = packed[tensor.buffer], schema.TensorType.INT4
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    for index in set(packed) - used:
+        model.buffers[index].data = None
     if packed:
         builder = flatbuffers.Builder(path.stat().st_size)
         builder.Finish(model.Pack(builder), b"TFL3")
         path.write_bytes(bytes(builder.Output()))
-    return packed
+    return len(packed)
 
 
 def pack(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -61,15 +75,20 @@ def unpack(data: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
     return result
 
 
-def _pack(model: Any, tensor: Any, types: Any, planned: set[tuple[str, bytes]]) -> int:
-    """Pack one weight if it is a planned one; whether it was."""
-    buffer = model.buffers[tensor.buffer]
-    if tensor.type != types.INT8 or buffer.data is None or tensor.quantization is None:
-        return 0
-    codes = np.asarray(buffer.data, dtype=np.uint8).view(np.int8).reshape(tuple(int(d) for d in tensor.shape))
-    scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
-    if (codes_hash(codes.astype(np.int32)), scales.tobytes()) not in planned:
-        return 0
-    buffer.data = pack(codes)
-    tensor.type = types.INT4
-    return 1
+def _layer_weights(model: Any, graph: Any, schema: Any) -> list[Any]:
+    """The tensors that fully connected layers read as weights, each once."""
+    found: dict[int, Any] = {}
+    for op in graph.operators:
+        code = model.operatorCodes[op.opcodeIndex]
+        if max(code.builtinCode, code.deprecatedBuiltinCode) == schema.BuiltinOperator.FULLY_CONNECTED:
+            index = int(op.inputs[_WEIGHT_OPERAND])
+            found[index] = graph.tensors[index]
+    return list(found.values())
+
+
+def _codes(model: Any, tensor: Any, types: Any) -> NDArray[np.int8] | None:
+    """The codes of a constant in 8 bits on a grid; None for any other tensor."""
+    data = model.buffers[tensor.buffer].data
+    if tensor.type != types.INT8 or data is None or tensor.quantization is None:
+        return None
+    return np.asarray(data, dtype=np.uint8).view(np.int8).reshape(tuple(int(d) for d in tensor.shape))

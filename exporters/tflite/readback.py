@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.base import FileOp, ReadBack
 from edgeq.exporters.matching import Constant, match_weights
+from edgeq.exporters.tflite.groups import groups_of
 from edgeq.exporters.tflite.pack import unpack
 from edgeq.spec import QuantPlan
 
@@ -76,6 +77,7 @@ class _Reader:
     def __init__(self, model: Any, schema: Any) -> None:
         self.model = model
         self.graph = model.subgraphs[0]
+        self.schema = schema
         self.int8 = schema.TensorType.INT8
         self.int4 = schema.TensorType.INT4
         self.int16 = schema.TensorType.INT16
@@ -180,7 +182,9 @@ class _Reader:
             shape = self.shape(index)
             values = unpack(raw, int(np.prod(shape))) if tensor.type == self.int4 else raw.view(np.int8)
             codes = values.astype(np.int32).reshape(shape)
-            scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
+            scales = groups_of(self.model, self.graph, tensor, self.schema)
+            if scales is None:
+                scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
             found[index] = Constant(tensor.name.decode(errors="replace"), _layouts(codes), scales, (result,))
         return list(found.values())
 

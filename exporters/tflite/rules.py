@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from edgeq.errors import UsageError, unknown_name
 from edgeq.graph.placement import TABLE, BackendRules
-from edgeq.spec import Mode, OpConfig, PerChannel, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
+from edgeq.spec import Mode, OpConfig, PerChannel, PerGroup, PerTensor, Precision, QuantConfig, QuantRule, QuantSpec
 
 TFLITE = BackendRules(
     name="TFLite",
@@ -43,11 +43,16 @@ _BETWEEN = "8 bits cost more accuracy here than float costs time"
 
 SCHEMES = ("dynamic", "static", "integer")
 
+WEIGHT_GROUP = 64
+"""Weights of a row that share a scale where 16 levels have to be enough. Kernels that read groups want floats beside
+them, which they quantize at run time: there are none in the other schemes. XNNPACK takes multiples of 32."""
+
 
 def tflite_config(scheme: str, precision: Precision) -> QuantConfig:
     """The rules of a scheme.
 
-    `dynamic`: weights of linear layers and convolutions per output channel, their inputs quantized at run time.
+    `dynamic`: weights of linear layers and convolutions per output channel, those of 4 bits in linear layers for each
+    group of a row; their inputs quantized at run time.
     `static`: the same layers with calibrated inputs and outputs, and GELU, a table lookup between two of them (not with
     `products_only`: balanced channels need it in float); attention, softmax, normalization and the residual stream in
     float. `integer`: every operation that has an integer kernel, or with `products_only` every product, and float
@@ -83,4 +88,7 @@ def tflite_config(scheme: str, precision: Precision) -> QuantConfig:
     rules = [QuantRule(op=kind, mode=mode, output=result) for kind in kinds]
     if scheme == "integer":
         rules = [QuantRule(reason=_BETWEEN), *rules]
+    if scheme == "dynamic" and precision.weight_bits == 4:
+        grouped = replace(weight, granularity=PerGroup(WEIGHT_GROUP, half=True))
+        rules.append(QuantRule(op="linear", weight=grouped))
     return QuantConfig(OpConfig("float", weight, activation), (*rules, table_rule))

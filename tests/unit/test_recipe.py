@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from dataclasses import replace
@@ -17,7 +18,7 @@ from edgeq.graph.capture import capture
 from edgeq.quant.ranges import parse_estimator
 from edgeq.quant.rounding import get_rounder
 from edgeq.recipe import Recipe, place_scheme, recipe_for, transform_graph, width_problem
-from edgeq.spec import OpConfig, PerGroup, Precision, QuantConfig, QuantRule, QuantSpec
+from edgeq.spec import OpConfig, PerChannel, PerGroup, Precision, QuantConfig, QuantRule, QuantSpec
 
 
 class Three(nn.Module):
@@ -208,7 +209,8 @@ def spoken() -> fx.GraphModule:
         ("openvino", "dynamic", 4, 64),
         ("openvino", "weights", 4, 64),
         ("openvino", "static", 8, None),
-        ("tflite", "dynamic", 8, None),
+        ("tflite", "dynamic", 4, 64),
+        ("tflite", "static", 8, None),
     ],
 )
 def test_most_of_a_model_is_worth_four_bits_at_its_ends_on_groups(
@@ -231,8 +233,22 @@ def test_most_of_a_model_is_worth_four_bits_at_its_ends_on_groups(
 
 
 def test_a_table_of_a_layer_is_offered_four_bits_where_the_file_holds_them(spoken: fx.GraphModule) -> None:
-    for name, offered in (("openvino", {8, 4}), ("tflite", {8})):
-        problem, readers = width_problem(spoken, get_exporter(name), "dynamic", Precision(), 10**6, 10**6)
+    for name, scheme, offered in (
+        ("openvino", "dynamic", {8, 4}),
+        ("tflite", "dynamic", {8, 4}),
+        ("tflite", "static", {8}),
+    ):
+        problem, readers = width_problem(spoken, get_exporter(name), scheme, Precision(), 10**6, 10**6)
         assert set(problem.weights["tokens.weight"]) == offered
         assert len(readers["tokens.weight"]) == 2
         assert set(problem.weights["positions.weight"]) == {8}
+
+
+def test_weights_too_small_for_the_scales_of_a_format_have_one_a_channel(spoken: fx.GraphModule) -> None:
+    small = copy.deepcopy(spoken)
+    with torch.no_grad():
+        small.get_parameter("even.weight").mul_(1e-3)
+    config, placement = place_scheme(small, get_exporter("tflite"), "dynamic", Precision(4))
+    (even,) = [n for n, path in placement.weights.items() if path == "even.weight"]
+    spec = config.resolve(even, "linear").weight
+    assert (spec.bits, spec.granularity) == (4, PerChannel(0))

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeq.errors import InternalError, UsageError
-from edgeq.spec import QParams, QuantPlan, QuantSpec, TableParams, TensorPlan, grid_from_dict
+from edgeq.spec import (
+    HALF_SCALES,
+    PerGroup,
+    QParams,
+    QuantPlan,
+    QuantSpec,
+    TableParams,
+    TensorPlan,
+    grid_from_dict,
+    half_scales,
+)
 
 UNIFORM = QParams(QuantSpec(8), np.array(0.5, np.float32), np.array(3, np.int32))
 TABLE = TableParams("log2", 3, {"limit": 1.0}, np.append(2.0 ** -np.arange(7), 0).astype(np.float32))
@@ -97,3 +107,22 @@ def test_impossible_tables_are_refused(bits: int, parameters: dict, levels: obje
     with pytest.raises(UsageError) as caught:
         TableParams("log2", bits, parameters, np.asarray(levels))
     assert caught.value.code == "EQ-U200"
+
+
+@given(hnp.arrays(np.float32, 8, elements=st.floats(2.0**-20, 2.0**18, width=32)))
+def test_half_scales_are_the_same_number_in_both_kinds_of_16_bits(scales: np.ndarray) -> None:
+    found = half_scales(scales)
+    np.testing.assert_array_equal(found.astype(np.float16).astype(np.float32), found)
+    assert not (found.view(np.uint32) & 0xFFFF).any(), "bfloat16 is the upper half of float32"
+    np.testing.assert_array_equal(half_scales(found), found)
+    inside = np.clip(scales, *HALF_SCALES)
+    assert (np.abs(found - inside) <= inside / 256).all()
+
+
+def test_grids_of_groups_in_half_hold_what_a_file_can_hold() -> None:
+    spec = QuantSpec(4, True, granularity=PerGroup(2, half=True))
+    grid = QParams(spec, np.array([[1 / 3, 1e-9]], np.float32), np.zeros((1, 2), np.int32))
+    np.testing.assert_array_equal(grid.scale, np.array([[171 / 512, 2.0**-14]], np.float32))
+    assert QParams.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+    old = {**spec.to_dict(), "granularity": {"kind": "PerGroup", "size": 2}}
+    assert QuantSpec.from_dict(old).granularity == PerGroup(2), "plans of older versions"

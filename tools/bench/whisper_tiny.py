@@ -28,8 +28,9 @@ ROWS: dict[str, list[str]] = {
     "tfl8": ["--device", "rpi", "--scheme", "dynamic"],
     "ov8": ["--device", "x86", "--scheme", "dynamic"],
     "ov8s": ["--device", "x86", "--scheme", "static", "--method", "mse"],
-    "tfl4": ["--device", "rpi", "--bits", "w4a8", "--method", "minmax", "--max-drop", "1.5"],
+    "tfl4": ["--device", "rpi", "--bits", "w4a8", "--max-drop", "1.5"],
     "ov4": ["--device", "x86", "--bits", "w4a8", "--max-drop", "1.5"],
+    "tfl_mixed": ["--device", "rpi", "--bits", "mixed", "--budget-kb", "32000", "--max-drop", "1.5"],
     "ov_mixed": ["--device", "x86", "--bits", "mixed", "--budget-kb", "32000", "--max-drop", "1.5"],
 }
 

@@ -80,9 +80,9 @@ class Allocation:
         return None if self.bound is None else max(0.0, self.score - self.bound)
 
 
-def weight_bytes(values: int, bits: int, scales: int = 1) -> int:
-    """Bytes of a weight: its codes, packed, and `scales` float32 scales."""
-    return -(-values * bits // 8) + 4 * scales
+def weight_bytes(values: int, bits: int, scales: int = 1, scale_bytes: int = 4) -> int:
+    """Bytes of a weight: its codes, packed, and `scales` scales of `scale_bytes` each."""
+    return -(-values * bits // 8) + scale_bytes * scales
 
 
 def bit_operations(macs: int, weight_bits: int, activation_bits: int) -> int:

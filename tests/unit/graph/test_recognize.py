@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeq.graph.capture import capture
-from edgeq.graph.recognize import AttentionSite, attention_sites, count_ops, op_kind
+from edgeq.graph.recognize import AttentionSite, attention_sites, count_ops, network_kind, op_kind
 
 ROOT2 = math.sqrt(2.0)
 TANH = math.sqrt(2 / math.pi)
@@ -196,6 +196,17 @@ def test_attention_is_found_wherever_scale_and_mask_are(scale: str, mask: str) -
 def test_a_softmax_head_is_no_attention() -> None:
     graph = capture(nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1)), (torch.randn(1, 2, 4),))
     assert attention_sites(graph) == []
+
+
+def test_what_a_network_is_taken_for() -> None:
+    convolutions = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    with_scores = nn.Sequential(convolutions, nn.Softmax(-1))
+    image = (torch.randn(1, 3, 6, 6),)
+    for network in (convolutions, with_scores):
+        assert network_kind(capture(network.eval(), image)) == "convolution"
+    assert network_kind(capture(Attention("query", "none"), (torch.randn(1, 5, 8),))) == "transformer"
+    mixer = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU())
+    assert network_kind(capture(mixer, (torch.randn(1, 5, 8),))) == "transformer"
 
 
 @settings(max_examples=25, deadline=None)

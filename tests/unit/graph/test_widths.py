@@ -24,7 +24,7 @@ from edgeq.graph.widths import (
     weight_losses,
 )
 from edgeq.recipe import place_scheme, width_problem
-from edgeq.spec import Precision, QuantSpec
+from edgeq.spec import PerGroup, Precision, QuantSpec
 
 OVERHEAD = 1000
 
@@ -161,3 +161,10 @@ def test_networks_share_a_budget_by_what_their_weights_do(graph: fx.GraphModule)
     with pytest.raises(UsageError) as caught:
         share_budget(studies, 10)
     assert caught.value.code == "EQ-U332"
+
+
+def test_what_a_weight_costs() -> None:
+    weight, four = torch.zeros(10, 64), QuantSpec(4, True)
+    assert weight_cost(weight, QuantSpec(8, True)) == 640 + 10 * 12
+    assert weight_cost(weight, replace(four, granularity=PerGroup(32))) == 320 + 20 * 4
+    assert weight_cost(weight, replace(four, granularity=PerGroup(32, half=True))) == 320 + 20 * 2
