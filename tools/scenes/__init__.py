@@ -5,6 +5,6 @@ may be shipped, and figures measured on them say nothing about real cameras.
 """
 
 from scenes.geometry import Hit, Solid
-from scenes.render import Scene, draw_scene
+from scenes.render import CLASSES, Scene, draw_scene
 
-__all__ = ["Hit", "Scene", "Solid", "draw_scene"]
+__all__ = ["CLASSES", "Hit", "Scene", "Solid", "draw_scene"]
