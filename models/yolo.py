@@ -28,6 +28,7 @@ from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portr
 from edgeq.models.coco import RESAMPLES, judge_boxes, mean_average_precision, same_boxes
 from edgeq.models.coco_names import COCO
 from edgeq.models.image_onnx import import_image_network
+from edgeq.models.yolo_notes import noted_names, noted_size
 from edgeq.spec import Preprocess
 
 Arrays: TypeAlias = Sequence[NDArray[np.float32]]
@@ -121,31 +122,14 @@ def _load_onnx(path: Path) -> YoloAdapter:
     from edgeq.graph.onnx_file import describe_file
 
     notes, open_inputs = describe_file(path)
-    imported, error = import_image_network(path, "a detector", _sizes(notes, open_inputs))
-    names = _names(notes.get("names", ""))
-    return _adapter(path.stem, imported.graph, names, imported.sha256, path.name, error)
+    imported, error = import_image_network(path, "a detector", _sizes(notes, open_inputs, path.name))
+    return _adapter(path.stem, imported.graph, noted_names(notes), imported.sha256, path.name, error)
 
 
-def _sizes(notes: Mapping[str, str], open_inputs: Sequence[str]) -> dict[str, tuple[int, ...]] | None:
+def _sizes(notes: Mapping[str, str], open_inputs: Sequence[str], place: str) -> dict[str, tuple[int, ...]] | None:
     """The shape of an input without fixed sizes, from what ultralytics notes in its files."""
-    size = _literal(notes.get("imgsz", ""))
-    if len(open_inputs) != 1 or not isinstance(size, list) or len(size) != 2:
-        return None
-    return {open_inputs[0]: (1, 3, int(size[0]), int(size[1]))}
-
-
-def _names(text: str) -> tuple[str, ...] | None:
-    names = _literal(text)
-    return tuple(str(names[k]) for k in sorted(names)) if isinstance(names, dict) and names else None
-
-
-def _literal(text: str) -> object:
-    import ast
-
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+    size = noted_size(notes, place) if len(open_inputs) == 1 else None
+    return None if size is None else {open_inputs[0]: (1, 3, *size)}
 
 
 def _adapter(
