@@ -4,8 +4,8 @@
 
 The architecture and the loss are ultralytics' (AGPL-3.0), so that the weights stay outside of the repository. Draws the
 scenes of series 3 (kept in `--work`, where training also resumes from when it is interrupted) and writes the averaged
-weights with the size and the names that `yolo:yolov8n --weights FILE.safetensors` reads. `--start` takes weights from an
-ONNX file of the same architecture, the YOLOv8n of the package nudenet where it is installed. `tools/bench/yolo.py`
+weights with the size and the names that `yolo:yolov8n --weights FILE.safetensors` reads. `--start` takes weights from
+an ONNX file of the same architecture, the YOLOv8n of the package nudenet where it is installed. `tools/bench/yolo.py`
 scores the result on scenes of series 4, which nothing was selected on.
 """
 

@@ -21,7 +21,7 @@ _SKIN = np.float32(1e-3)
 """Metres by which shadow rays leave their surface."""
 
 CLASSES = ("furniture", "box", "ball", "can", "column", "table", "lamp", "picture")
-"""What things in a room are: boxes and cans stand on furniture, columns on the floor, pictures (doors, too) on walls."""
+"""What things in a room are: boxes and cans stand on furniture, columns on the floor, pictures and doors at walls."""
 
 _SMALLEST = 6
 """Pixels a side from which on a thing counts as seen."""
@@ -37,7 +37,8 @@ class Scene:
     Args:
         rgb: `(H, W, 3)` uint8.
         depth: `(H, W)` float32, metres along the optical axis (not along the ray), as depth cameras give it.
-        boxes: `(things, 5)` float32, what is seen of things: class, centre x and y, width, height in shares of the picture.
+        boxes: `(things, 5)` float32, what is seen of things: class, then centre x, y, width, height as shares of the
+            picture.
     """
 
     rgb: NDArray[np.uint8]
@@ -156,9 +157,13 @@ def _furnished(random: np.random.Generator) -> _Room:
         middle = random.uniform(half_height, max(half_height, y - half_height))
         side = random.choice((-1, 1))
         if random.random() < 0.5:
-            add("picture", "box", (random.uniform(-0.4, 0.4) * x, middle, side * z / 2), (half_width, half_height, 0.04))
+            add(
+                "picture", "box", (random.uniform(-0.4, 0.4) * x, middle, side * z / 2), (half_width, half_height, 0.04)
+            )
         else:
-            add("picture", "box", (side * x / 2, middle, random.uniform(-0.4, 0.4) * z), (0.04, half_height, half_width))
+            add(
+                "picture", "box", (side * x / 2, middle, random.uniform(-0.4, 0.4) * z), (0.04, half_height, half_width)
+            )
     return _Room(solids, surfaces, things, (float(x), float(y), float(z)))
 
 
