@@ -98,14 +98,18 @@ def _vertices(file: Any) -> Any:
     try:
         from plyfile import PlyData
     except ImportError as error:
-        raise Unusable(PACKAGE, "is a .ply file, and plyfile is not installed", "pip install plyfile, or save it as .npy") from error
+        raise Unusable(
+            PACKAGE, "is a .ply file, and plyfile is not installed", "pip install plyfile, or save it as .npy"
+        ) from error
     content = PlyData.read(file)
     if "vertex" not in content:
         raise Unusable(SHAPE, "holds no vertices", "save the points as the element `vertex`")
     rows = content["vertex"].data
     missing = [name for name in _POSITION if name not in rows.dtype.names]
     if missing:
-        raise Unusable(COLUMNS, f"has vertices without {' '.join(missing)}", "x y z, and nx ny nz where there are normals")
+        raise Unusable(
+            COLUMNS, f"has vertices without {' '.join(missing)}", "x y z, and nx ny nz where there are normals"
+        )
     names = _POSITION + _NORMAL if set(_NORMAL) <= set(rows.dtype.names) else _POSITION
     return np.stack([rows[name].astype(np.float64) for name in names], axis=1)
 

@@ -32,15 +32,18 @@ def noted_size(notes: Mapping[str, str], place: str) -> tuple[int, int] | None:
     if not text:
         return None
     sides = [size, size] if isinstance(size, int) else size
-    sound = isinstance(sides, (list, tuple)) and len(sides) == 2
-    if not sound or not all(isinstance(n, int) and n > 0 and n % STRIDE == 0 for n in sides):
-        raise ModelError(
-            f"`imgsz` in the metadata is {text[:40]!r}: not two multiples of {STRIDE} pixels",
-            code="EQ-M961",
-            place=place,
-            hint="correct it in the file's metadata, for example imgsz: [640, 640], or leave it out",
-        )
-    return int(sides[0]), int(sides[1])
+    if isinstance(sides, (list, tuple)) and len(sides) == 2 and all(_is_side(n) for n in sides):
+        return int(sides[0]), int(sides[1])
+    raise ModelError(
+        f"`imgsz` in the metadata is {text[:40]!r}: not two multiples of {STRIDE} pixels",
+        code="EQ-M961",
+        place=place,
+        hint="correct it in the file's metadata, for example imgsz: [640, 640], or leave it out",
+    )
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and value > 0 and value % STRIDE == 0
 
 
 def _literal(text: str) -> object:

@@ -16,7 +16,7 @@ import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,16 +49,16 @@ def load_scenes(count: int, cache: Path) -> tuple[Tensor, Boxes]:
         boxes = np.concatenate([s.boxes for s in scenes])
         np.savez(file, rgb=np.stack([s.rgb for s in scenes]), boxes=boxes, things=[len(s.boxes) for s in scenes])
     stored = np.load(file)
-    boxes = torch.from_numpy(stored["boxes"]).split(stored["things"].tolist())
-    return torch.from_numpy(stored["rgb"]).permute(0, 3, 1, 2), list(boxes)
+    rows = torch.split(torch.from_numpy(stored["boxes"]), stored["things"].tolist())
+    return torch.from_numpy(stored["rgb"]).permute(0, 3, 1, 2), list(rows)
 
 
-def build(start: Path | None, pictures: Tensor) -> DetectionModel:
+def build(start: Path | None, pictures: Tensor) -> nn.Module:
     """A YOLOv8n for `CLASSES`, with the weights of `start` wherever their shapes fit."""
-    model = DetectionModel("yolov8n.yaml", nc=len(CLASSES), verbose=False)
+    model: Any = DetectionModel("yolov8n.yaml", nc=len(CLASSES), verbose=False)  # type: ignore[no-untyped-call]
     model.args = LOSS
     if start is None:
-        return model
+        return cast(nn.Module, model)
     import onnx
 
     own = model.state_dict()
@@ -71,7 +71,7 @@ def build(start: Path | None, pictures: Tensor) -> DetectionModel:
             found[name] = value
     model.load_state_dict(found, strict=False)
     unfold_norms(model, pictures)
-    return model
+    return cast(nn.Module, model)
 
 
 @torch.no_grad()
@@ -115,8 +115,8 @@ def train_epoch(training: Training, loss: Any, pictures: Tensor, boxes: Boxes, b
         chosen = order[step * batch : (step + 1) * batch]
         shown = augment(pictures[chosen], [boxes[i] for i in chosen.tolist()], generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            maps = training.forward(shown["img"])
-        maps = {k: v if isinstance(v, list) else v.float() for k, v in maps.items()}
+            found: Any = training.forward(shown["img"])
+        maps = {k: v if isinstance(v, list) else v.float() for k, v in found.items()}
         running += training.learn(loss(maps, shown)[0].sum() / batch, epoch * steps + step)
         if step % 20 == 0:
             print(f"epoch {epoch} step {step}/{steps} {time.perf_counter() - started:.0f} s", flush=True)

@@ -29,8 +29,8 @@ def open_clouds(path: Path, *, role: Role) -> Source[Cloud]:
     """Clouds from a packed `.npz`, a folder or a single file.
 
     A packed file holds `points` `(n, points, columns)` and, when labelled, `label`: names, or integers which `classes`
-    names where it is there. A folder with two or more folders that directly hold clouds (`.npy`, `.npz`, `.ply`, text) is
-    labelled, one class a folder; any other is searched to the bottom and unlabelled. A folder with a folder `clouds`
+    names where it is there. A folder with two or more folders that directly hold clouds (`.npy`, `.npz`, `.ply`, text)
+    is labelled, one class a folder; any other is searched to the bottom and unlabelled. A folder with a folder `clouds`
     inside stands for that one.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx
@@ -191,8 +192,7 @@ class _Flow:
         elif node.target is aten.slice.Tensor and argument(node, "dim") == 1:
             self.channels[node] = self.channels[scaled[0]][slice(*node.args[2:])]  # type: ignore[arg-type]
         elif node.target is aten.cat.default and argument(node, "dim") in (1, -3):
-            parts = node.args[0]
-            assert isinstance(parts, (list, tuple))
+            parts = cast("list[fx.Node]", node.args[0])
             self.channels[node] = [n for part in parts for n in self._numbers(part)]
         elif _is_sum(node):
             first, second = (self._numbers(part) for part in node.all_input_nodes)
