@@ -1,7 +1,7 @@
 """From a point cloud to the inputs of a network, and from its maps to objects: reading, sampling, neighbours, pillars.
 
-numpy only and without imports of its own package: bundles carry a copy beside `run.py`, so that what was measured is
-what runs on the device. Python 3.9 is enough.
+numpy only (`.ply` needs plyfile as well) and without imports of its own package: bundles carry a copy beside `run.py`,
+so that what was measured is what runs on the device. Python 3.9 is enough.
 
 The dictionary `how` that describes what a network takes is the manifest's `cloud`:
 
@@ -36,9 +36,10 @@ from typing import Any
 import numpy as np
 
 TEXTS = (".txt", ".xyz", ".pts", ".csv")
-SUFFIXES = (".npy", ".npz", *TEXTS)
+SUFFIXES = (".npy", ".npz", ".ply", *TEXTS)
 
 _KEYS = ("points", "arr_0")
+_POSITION, _NORMAL = ("x", "y", "z"), ("nx", "ny", "nz")
 
 
 class Unusable(Exception):
@@ -50,13 +51,14 @@ class Unusable(Exception):
         self.hint = hint
 
 
-FILE, SHAPE, VALUES, COUNT, COLUMNS = "file", "shape", "values", "count", "columns"
+FILE, SHAPE, VALUES, COUNT, COLUMNS, PACKAGE = "file", "shape", "values", "count", "columns", "package"
 
 
 def read_cloud(path: Any, file: Any = None) -> Any:
     """The cloud in a file, float32 `(points, columns)`.
 
-    `.npy` holds one array; `.npz` one named `points`; text one point a line, figures separated by blanks or commas.
+    `.npy` holds one array; `.npz` one named `points`; text one point a line, figures separated by blanks or commas;
+    `.ply` vertices with x y z, and nx ny nz where all three are there: colours and faces are left out.
 
     Args:
         path: The file.
@@ -78,13 +80,38 @@ def read_cloud(path: Any, file: Any = None) -> Any:
         if suffix in TEXTS:
             lines = file.read().decode("utf-8").splitlines()
             values = np.array([_figures(line) for line in lines if line.strip()])
+        elif suffix == ".ply":
+            values = _vertices(file)
         else:
             values = np.load(file, allow_pickle=False)
             if suffix == ".npz":
                 values = values[next((k for k in _KEYS if k in values.files), _KEYS[0])]
+    except Unusable:
+        raise
     except Exception as error:  # numpy and zipfile report damage in a dozen ways
         raise Unusable(FILE, f"cannot be read: {error}", "one row a point, equally many numbers each") from error
     return check_cloud(values)
+
+
+def _vertices(file: Any) -> Any:
+    """The vertices of a `.ply`, text or binary, `(points, 3)` or with normals `(points, 6)`."""
+    try:
+        from plyfile import PlyData
+    except ImportError as error:
+        raise Unusable(
+            PACKAGE, "is a .ply file, and plyfile is not installed", "pip install plyfile, or save it as .npy"
+        ) from error
+    content = PlyData.read(file)
+    if "vertex" not in content:
+        raise Unusable(SHAPE, "holds no vertices", "save the points as the element `vertex`")
+    rows = content["vertex"].data
+    missing = [name for name in _POSITION if name not in rows.dtype.names]
+    if missing:
+        raise Unusable(
+            COLUMNS, f"has vertices without {' '.join(missing)}", "x y z, and nx ny nz where there are normals"
+        )
+    names = _POSITION + _NORMAL if set(_NORMAL) <= set(rows.dtype.names) else _POSITION
+    return np.stack([rows[name].astype(np.float64) for name in names], axis=1)
 
 
 def check_cloud(values: Any) -> Any:

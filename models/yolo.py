@@ -28,6 +28,7 @@ from edgeq.models.base import LoadedModel, Metric, ModelRequest, Networks, Portr
 from edgeq.models.coco import RESAMPLES, judge_boxes, mean_average_precision, same_boxes
 from edgeq.models.coco_names import COCO
 from edgeq.models.image_onnx import import_image_network
+from edgeq.models.yolo_notes import noted_names, noted_size
 from edgeq.spec import Preprocess
 
 Arrays: TypeAlias = Sequence[NDArray[np.float32]]
@@ -121,29 +122,8 @@ def _load_onnx(path: Path, shape: tuple[int, int] | None) -> YoloAdapter:
     from edgeq.graph.onnx_file import describe_file
 
     notes = describe_file(path)[0]
-    imported, error = import_image_network(path, "a detector", shape, _noted_size(notes))
-    names = _names(notes.get("names", ""))
-    return _adapter(path.stem, imported.graph, names, imported.sha256, path.name, error)
-
-
-def _noted_size(notes: Mapping[str, str]) -> tuple[int, int] | None:
-    """Height and width that ultralytics notes in its files."""
-    size = _literal(notes.get("imgsz", ""))
-    return (int(size[0]), int(size[1])) if isinstance(size, list) and len(size) == 2 else None
-
-
-def _names(text: str) -> tuple[str, ...] | None:
-    names = _literal(text)
-    return tuple(str(names[k]) for k in sorted(names)) if isinstance(names, dict) and names else None
-
-
-def _literal(text: str) -> object:
-    import ast
-
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+    imported, error = import_image_network(path, "a detector", shape, noted_size(notes, path.name))
+    return _adapter(path.stem, imported.graph, noted_names(notes), imported.sha256, path.name, error)
 
 
 def _adapter(

@@ -14,10 +14,11 @@ from edgeq.errors import MissingError, ModelError, UsageError
 from edgeq.graph.capture import capture
 from edgeq.hashing import file_sha256
 from edgeq.models.base import ModelRequest
-from edgeq.models.checkpoint import load_into, load_state_dict
+from edgeq.models.checkpoint import load_into, load_state_dict, read_metadata
+from edgeq.models.yolo_notes import noted_names, noted_size
 
 SIZE = 640
-"""Pixels a side that the published weights were trained at; other sizes come as ONNX files, which note theirs."""
+"""Pixels a side that the published weights were trained at; others note theirs as `imgsz` in a `.safetensors`."""
 
 _HEAD = re.compile(r"^model\.(\d+)\.(?:one2one_)?cv3\.0\.2\.weight$")
 _PREFIX = "model."
@@ -27,11 +28,12 @@ def load_checkpoint(request: ModelRequest) -> tuple[fx.GraphModule, tuple[str, .
     """The whole network of `yolo:NAME --weights FILE`, names of its classes, hash and name of the file.
 
     Args:
-        request: `variant` is a name that ultralytics has a `.yaml` for (`yolov8n`, `yolo11n`), `path` a state dict.
+        request: `variant` is a name that ultralytics has a `.yaml` for (`yolov8n`, `yolo11n`), `path` a state dict. The
+            metadata of a `.safetensors` may hold `names` and `imgsz`, as ultralytics notes them in other files.
 
     Raises:
         UsageError: EQ-U651 for an unknown architecture, EQ-U652 without weights.
-        ModelError: The checkpoint needs code to be read (EQ-M007), or does not fit.
+        ModelError: The checkpoint needs code to be read (EQ-M007), notes an impossible size (EQ-M961), or does not fit.
         MissingError: EQ-P651, ultralytics is not installed.
     """
     if request.path is None:
@@ -50,8 +52,10 @@ def load_checkpoint(request: ModelRequest) -> tuple[fx.GraphModule, tuple[str, .
         raise
     model = _build(request.variant, state)
     load_into(model, _renamed(state), request.path)
-    graph = capture(model.eval(), (torch.zeros(1, 3, SIZE, SIZE),))
-    return graph, None, file_sha256(request.path), request.path.name
+    notes = read_metadata(request.path)
+    rows, columns = noted_size(notes, request.path.name) or (SIZE, SIZE)
+    graph = capture(model.eval(), (torch.zeros(1, 3, rows, columns),))
+    return graph, noted_names(notes), file_sha256(request.path), request.path.name
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -333,7 +333,7 @@ def cloud_inputs(path: Path, how: dict[str, Any]) -> list[Any]:
     try:
         return list(points.network_inputs(points.read_cloud(path), how))
     except points.Unusable as error:
-        raise Failure(f"{path} {error}\n  try: {error.hint}", 3) from error
+        raise Failure(f"{path} {error}\n  try: {error.hint}", 4 if error.reason == points.PACKAGE else 3) from error
 
 
 def sqnr_db(expected: Any, found: Any) -> float:

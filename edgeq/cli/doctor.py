@@ -28,6 +28,7 @@ EXTRAS = {
     "openvino": {"openvino": "openvino"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "mcu": {"pyserial": "serial"},
+    "ply": {"plyfile": "plyfile"},
     "vit": {"timm": "timm"},
     "whisper": {"openai-whisper": "whisper", "jiwer": "jiwer", "soundfile": "soundfile"},
     "yolo": {"pycocotools": "pycocotools", "ultralytics": "ultralytics"},

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edgeq.arrays import DamagedArraysError, read_arrays
 from edgeq.data.source import OPTION, Item, Role, Source, file_digest, unreadable
-from edgeq.errors import DataError
-from edgeq.points import SUFFIXES, Unusable, check_cloud, read_cloud
+from edgeq.errors import DataError, MissingError
+from edgeq.points import PACKAGE, SUFFIXES, Unusable, check_cloud, read_cloud
 
 Cloud = NDArray[np.float32]
 Object: TypeAlias = tuple[int, float, float, float, float, float]
@@ -29,8 +29,8 @@ def open_clouds(path: Path, *, role: Role) -> Source[Cloud]:
     """Clouds from a packed `.npz`, a folder or a single file.
 
     A packed file holds `points` `(n, points, columns)` and, when labelled, `label`: names, or integers which `classes`
-    names where it is there. A folder with two or more folders that directly hold clouds (`.npy`, `.npz`, text) is
-    labelled, one class a folder; any other is searched to the bottom and unlabelled. A folder with a folder `clouds`
+    names where it is there. A folder with two or more folders that directly hold clouds (`.npy`, `.npz`, `.ply`, text)
+    is labelled, one class a folder; any other is searched to the bottom and unlabelled. A folder with a folder `clouds`
     inside stands for that one.
 
     Args:
@@ -69,6 +69,7 @@ def decode(data: bytes, place: str) -> Cloud:
 
     Raises:
         DataError: EQ-D832 to EQ-D835, see `edgeq.points.read_cloud`.
+        MissingError: EQ-P961, `.ply` without plyfile.
     """
     with usable(place):
         return np.asarray(read_cloud(place, io.BytesIO(data)))
@@ -80,10 +81,14 @@ def usable(place: str) -> Iterator[None]:
 
     Raises:
         DataError: EQ-D832 to EQ-D835, for `edgeq.points.Unusable`.
+        MissingError: EQ-P961, the package that reads this kind of file is not installed.
     """
     try:
         yield
     except Unusable as error:
+        if error.reason == PACKAGE:
+            message = f"{Path(place).name} {error}"
+            raise MissingError(message, code="EQ-P961", place=place, hint=error.hint) from error
         raise DataError(
             f"{Path(place).name} {error}", code=CODES[error.reason], place=place, hint=error.hint
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq import points
+from edgeq.data import open_clouds
+from edgeq.errors import MissingError
 from edgeq.points import Unusable, farthest_points, nearest_points, network_inputs, read_cloud, unit_sphere
 
 HOW: dict[str, Any] = {
@@ -117,6 +120,57 @@ def test_files_are_read(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(read_cloud(path), wanted)
 
 
+def ply(path: Path, columns: str, rows: str, element: str = "vertex") -> Path:
+    """A text file of one element whose rows are `rows`, one a line."""
+    properties = "".join(f"property float {name}\n" for name in columns.split())
+    head = f"ply\nformat ascii 1.0\nelement {element} {len(rows.splitlines())}\n{properties}end_header\n"
+    path.write_text(f"{head}{rows}\n")
+    return path
+
+
+def test_vertices_of_ply_files_are_read_by_name(tmp_path: Path) -> None:
+    plyfile = pytest.importorskip("plyfile")
+    wanted = cloud(5, 6)
+    named = [*"xyz", "red", "nx", "ny", "nz"]
+    table = np.zeros(5, [(name, "u1" if name == "red" else "f4") for name in named])
+    for name, column in zip(("x", "y", "z", "nx", "ny", "nz"), wanted.T, strict=True):
+        table[name] = column
+    faces = np.array([([0, 1, 2],)], dtype=[("vertex_indices", "i4", (3,))])
+    parts = [plyfile.PlyElement.describe(table, "vertex"), plyfile.PlyElement.describe(faces, "face")]
+    for text, order in ((True, "="), (False, "<"), (False, ">")):
+        plyfile.PlyData(parts, text=text, byte_order=order).write(str(tmp_path / "a.ply"))
+        np.testing.assert_allclose(read_cloud(tmp_path / "a.ply"), wanted, atol=1e-5)
+    np.testing.assert_array_equal(read_cloud(ply(tmp_path / "b.ply", "z x y", "3 1 2")), [[1, 2, 3]])
+
+
+def test_ply_files_that_hold_no_cloud_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("plyfile")
+    cases = {
+        points.COLUMNS: ply(tmp_path / "a.ply", "x y", "1 2"),
+        points.SHAPE: ply(tmp_path / "b.ply", "x y z", "1 2 3", element="face"),
+        points.VALUES: ply(tmp_path / "c.ply", "x y z", "1 2 nan"),
+        points.COUNT: ply(tmp_path / "d.ply", "x y z", ""),
+        points.FILE: ply(tmp_path / "e.ply", "x y z", "1 2"),
+    }
+    for reason, path in cases.items():
+        with pytest.raises(Unusable) as caught:
+            read_cloud(path)
+        assert caught.value.reason == reason, path
+        assert caught.value.hint
+
+
+def test_without_plyfile_the_hint_is_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plyfile", None)
+    path = ply(tmp_path / "a.ply", "x y z", "1 2 3")
+    with pytest.raises(Unusable, match="plyfile is not installed") as caught:
+        read_cloud(path)
+    assert caught.value.reason == points.PACKAGE
+    assert "pip install plyfile" in caught.value.hint
+    with pytest.raises(MissingError) as missing:
+        open_clouds(path, role="evaluation")
+    assert missing.value.code == "EQ-P961"
+
+
 def bad_files(folder: Path) -> list[tuple[Path, str]]:
     """Files that are no clouds, and why."""
     values: dict[str, tuple[Any, str]] = {
@@ -137,9 +191,9 @@ def bad_files(folder: Path) -> list[tuple[Path, str]]:
     ):
         (folder / name).write_bytes(data)
     (folder / "bytes.xyz").write_bytes(bytes(range(128, 256)))
-    (folder / "mesh.ply").write_bytes(b"ply")
+    (folder / "scan.pcd").write_bytes(b"VERSION .7")
     others = {"empty.txt": points.SHAPE}
-    files = ("other.npz", "ragged.txt", "words.txt", "empty.txt", "cut.npy", "bytes.xyz", "mesh.ply")
+    files = ("other.npz", "ragged.txt", "words.txt", "empty.txt", "cut.npy", "bytes.xyz", "scan.pcd")
     return [(folder / n, r) for n, (_, r) in values.items()] + [(folder / n, others.get(n, points.FILE)) for n in files]
 
 

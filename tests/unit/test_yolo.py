@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgeq.errors import EdgeqError, ModelError, UsageError
@@ -134,6 +135,22 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_model(ModelRequest("yolo", "yolov99q", path))
     assert caught.value.code == "EQ-U651"
+
+
+def test_a_checkpoint_notes_its_size_and_its_classes(tmp_path: Path) -> None:
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    model, path = tasks.DetectionModel("yolov8n.yaml", nc=2, verbose=False), tmp_path / "best.safetensors"
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, path, metadata={"names": "{0: 'cup', 1: 'bed'}", "imgsz": "[64, 96]"})
+    adapter: Any = load_model(ModelRequest("yolo", "yolov8n", path))
+    assert adapter.loaded.input_shapes == ((1, 3, 64, 96),)
+    assert adapter.head["names"] == ("cup", "bed")
+    for size in ("[64, 100]", "[64]", "many", "[-32, 32]"):
+        save_file(state, path, metadata={"imgsz": size})
+        with pytest.raises(ModelError) as caught:
+            load_model(ModelRequest("yolo", "yolov8n", path))
+        assert caught.value.code == "EQ-M961", size
+        assert caught.value.hint
 
 
 def test_nothing_where_float_finds_something_is_a_collapse(tmp_path: Path) -> None:

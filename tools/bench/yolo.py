@@ -6,6 +6,8 @@
 split in two: what is calibrated on the even ones is scored on the odd ones, the other way round, and the records of
 both make one score over all. The float score is of the same photos. Networks without labels are judged by agreement
 with float on what they show. Float and quantized are timed in alternation by each export; a ratio for each half.
+`rooms` is the YOLOv8n of `tools/train_detector.py`: calibrated on scenes that it was trained on, scored on a series
+that it has not seen.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +29,21 @@ from export_quality import run_export_into  # beside this file
 from edgeq.data import open_images
 from edgeq.devices import open_model
 from edgeq.models import load_model
-from edgeq.models.base import parse_model
+from edgeq.models.base import ModelRequest
 from edgeq.models.coco import mean_average_precision
+from edgeq.places import cache_dir
 from edgeq.samples import score
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from make_scenes import write_scene
+from scenes import draw_scene
+
+ROOMS = cache_dir() / "trained" / "yolov8n_rooms.safetensors"
+SEEN, UNSEEN, SIDE = (3, 96), (4, 320), 160
+"""Series and number of scenes for calibration and for the score, and their pixels."""
+
+Pairs = list[tuple[Path, Path]]
+"""Folders to calibrate on, each with that to score on."""
 
 RESULT = Path(__file__).parent / "results" / "yolo.json"
 
@@ -65,6 +80,11 @@ JOBS = {
     ),
     "320n tflite dynamic": Job("320n", "tflite", ("--device", "rpi", "--scheme", "dynamic"), labelled=False),
     "320n openvino": Job("320n", "openvino", ("--device", "x86", "--scheme", "static"), labelled=False),
+    "rooms openvino": Job("rooms", "openvino", ("--device", "x86", "--scheme", "static")),
+    "rooms tflite": Job("rooms", "tflite", ("--device", "rpi", "--scheme", "integer")),
+    "rooms tflite plain": Job(
+        "rooms", "tflite", ("--device", "rpi", "--scheme", "integer", "--keep-float", "none", "--force")
+    ),
     "320n tflite": Job("320n", "tflite", ("--device", "rpi", "--scheme", "integer"), labelled=False),
 }
 
@@ -76,8 +96,17 @@ def nudenet() -> Path | None:
     return path if path and path.is_file() else None
 
 
-def halves(data: Path, scratch: Path) -> list[Path]:
-    """The photos and labels in two folders, by turns."""
+def rooms(scratch: Path) -> Pairs:
+    """Scenes that the network was trained on, and others."""
+    folders = scratch / "seen", scratch / "unseen"
+    for (series, count), folder in zip((SEEN, UNSEEN), folders, strict=True):
+        for index in range(count):
+            write_scene(draw_scene(series, index, SIDE, SIDE), folder, f"{index:06d}")
+    return [folders]
+
+
+def halves(data: Path, scratch: Path) -> Pairs:
+    """The photos and labels in two folders, by turns, each to calibrate for the other."""
     folders = [scratch / "even", scratch / "odd"]
     for index, photo in enumerate(sorted((data / "images").iterdir())):
         label = data / "labels" / f"{photo.stem}.txt"
@@ -86,17 +115,19 @@ def halves(data: Path, scratch: Path) -> list[Path]:
                 target = folders[index % 2] / file.parent.name / file.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
-    return folders
+    return [(folders[0], folders[1]), (folders[1], folders[0])]
 
 
-def measure(job: Job, file: Path, folders: list[Path], scratch: Path) -> dict[str, Any]:
-    """Export on one half, judge on the other, both ways."""
-    adapter: Any = load_model(parse_model(str(file), "yolo", None))
+def measure(job: Job, file: Path, pairs: Pairs, scratch: Path) -> dict[str, Any]:
+    """Export on one folder of each pair, judge on the other."""
+    variant = "" if file.suffix == ".onnx" else "yolov8n"
+    named = [f"yolo:{variant}", "--weights", str(file)] if variant else [str(file), "--family", "yolo"]
+    adapter: Any = load_model(ModelRequest("yolo", variant, file))
     records: tuple[list[Any], list[Any]] = [], []
     halves = []
-    for calibration, held_out in (folders, folders[::-1]):
+    for calibration, held_out in pairs:
         out = scratch / "bundle"
-        result = run_export_into(out, [str(file), "--family", "yolo", *job.options, "--calib", str(calibration)])
+        result = run_export_into(out, [*named, *job.options, "--calib", str(calibration)])
         model = open_model(next(p for p in out.glob("model.*") if p.suffix in (".xml", ".tflite", ".onnx")))
         source = adapter.open(held_out, "evaluation") if job.labelled else open_images(held_out, role="calibration")
         for index, item in enumerate(source.items):
@@ -151,7 +182,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
     args = parser.parse_args()
-    files = {"yolox_nano": args.data / "yolo" / "yolox_nano.onnx", "320n": nudenet()}
+    files = {"yolox_nano": args.data / "yolo" / "yolox_nano.onnx", "320n": nudenet(), "rooms": ROOMS}
     for name in args.only:
         file = files[JOBS[name].model]
         if file is None or not file.is_file():
@@ -159,7 +190,8 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
-            row = measure(JOBS[name], file, halves(args.data / "yolo", scratch), scratch)
+            pairs = rooms(scratch) if JOBS[name].model == "rooms" else halves(args.data / "yolo", scratch)
+            row = measure(JOBS[name], file, pairs, scratch)
         rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
         rows[name] = row
         RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

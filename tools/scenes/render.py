@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,15 @@ FIELD = (56.0, 68.0)
 _SKIN = np.float32(1e-3)
 """Metres by which shadow rays leave their surface."""
 
+CLASSES = ("furniture", "box", "ball", "can", "column", "table", "lamp", "picture")
+"""What things in a room are: boxes and cans stand on furniture, columns on the floor, pictures and doors at walls."""
+
+_SMALLEST = 6
+"""Pixels a side from which on a thing counts as seen."""
+
+_SMALL = {"box": "box", "sphere": "ball", "cylinder": "can"}
+Point: TypeAlias = tuple[float, float, float]
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -27,18 +37,25 @@ class Scene:
     Args:
         rgb: `(H, W, 3)` uint8.
         depth: `(H, W)` float32, metres along the optical axis (not along the ray), as depth cameras give it.
+        boxes: `(things, 5)` float32, what is seen of things: class, then centre x, y, width, height as shares of the
+            picture.
     """
 
     rgb: NDArray[np.uint8]
     depth: Array
+    boxes: Array
 
 
 @dataclass(frozen=True)
 class _Room:
-    """Solids (the room itself first), their surfaces, extents `(x, y, z)` in metres; the floor is at y = 0."""
+    """Solids (the room itself first), their surfaces, extents `(x, y, z)` in metres; the floor is at y = 0.
+
+    `things` tells of each solid which thing it is part of and that thing's class; the room is none, -1.
+    """
 
     solids: list[Solid]
     surfaces: list[Surface]
+    things: list[tuple[int, int]]
     extents: tuple[float, float, float]
 
 
@@ -74,7 +91,24 @@ def draw_scene(seed: int, index: int, height: int = HEIGHT, width: int = WIDTH) 
             colours[:, of] = room.surfaces[room.solids[i].surface].colours(local, own)
     light = _light(random, room, point, hit.normal, direction)
     rgb = _exposed(random, colours * light, height, width)
-    return Scene(rgb, hit.t.reshape(height, width).astype(np.float32))
+    boxes = _seen(room.things, hit.solid.reshape(height, width))
+    return Scene(rgb, hit.t.reshape(height, width).astype(np.float32), boxes)
+
+
+def _seen(things: list[tuple[int, int]], solid: NDArray[np.int32]) -> Array:
+    """Boxes around what is seen of each thing, where that is large enough, `(things, 5)`; see `Scene`."""
+    numbers = np.array([thing for thing, _ in things], np.int32)[solid]
+    height, width = solid.shape
+    found = []
+    for thing, kind in dict.fromkeys(things[1:]):
+        rows, columns = np.nonzero(numbers == thing)
+        if not len(rows):
+            continue
+        left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
+        if min(right - left, bottom - top) >= _SMALLEST and len(rows) >= _SMALLEST**2:
+            centre = (left + right) / 2 / width, (top + bottom) / 2 / height
+            found.append((kind, *centre, (right - left) / width, (bottom - top) / height))
+    return np.array(found, np.float32).reshape(-1, 5)
 
 
 def _wall(normal: Array) -> NDArray[np.int64]:
@@ -88,8 +122,10 @@ def _furnished(random: np.random.Generator) -> _Room:
     y = random.uniform(2.3, 3.2)
     surfaces = [random_surface(random) for _ in range(3)]
     solids = [Solid("box", (0.0, y / 2, 0.0), (x / 2, y / 2, z / 2), inside=True)]
+    things = [(-1, -1)]
 
-    def add(kind: str, centre: tuple[float, float, float], half: tuple[float, float, float], yaw: float = 0.0) -> None:
+    def add(name: str, kind: str, centre: Point, half: Point, yaw: float = 0.0, part: bool = False) -> None:
+        things.append((things[-1][0] + (not part), CLASSES.index(name)))
         surfaces.append(random_surface(random))
         solids.append(Solid(kind, centre, half, yaw, len(surfaces) - 1))  # type: ignore[arg-type]
 
@@ -99,31 +135,36 @@ def _furnished(random: np.random.Generator) -> _Room:
         size = float(np.exp(random.uniform(np.log(0.15), np.log(0.7))))
         if form == 0:  # a piece of furniture, perhaps with something on it
             half = (size, random.uniform(0.15, 0.9), random.uniform(0.5, 1.2) * size)
-            add("box", (px, half[1], pz), half, random.choice((0.0, random.uniform(0, np.pi))))
+            add("furniture", "box", (px, half[1], pz), half, random.choice((0.0, random.uniform(0, np.pi))))
             if random.random() < 0.5:
                 small = random.uniform(0.05, 0.2)
                 on = (px, 2 * half[1] + small, pz)
-                add(str(random.choice(("box", "sphere", "cylinder"))), on, (small,) * 3, random.uniform(0, np.pi))
+                kind = str(random.choice(("box", "sphere", "cylinder")))
+                add(_SMALL[kind], kind, on, (small,) * 3, random.uniform(0, np.pi))
         elif form == 1:  # a column or a bin
             radius, half_height = 0.5 * size, random.choice((y / 2, random.uniform(0.1, 0.8)))
-            add("cylinder", (px, half_height, pz), (radius, half_height, radius))
+            add("column", "cylinder", (px, half_height, pz), (radius, half_height, radius))
         elif form == 2:
-            add("sphere", (px, 0.6 * size, pz), (0.6 * size,) * 3)
+            add("ball", "sphere", (px, 0.6 * size, pz), (0.6 * size,) * 3)
         elif form == 3:  # a table: its top and a leg
             top = random.uniform(0.4, 0.8)
-            add("box", (px, top, pz), (size, 0.02, 0.7 * size), random.uniform(0, np.pi))
-            add("cylinder", (px, top / 2, pz), (0.04, top / 2, 0.04))
+            add("table", "box", (px, top, pz), (size, 0.02, 0.7 * size), random.uniform(0, np.pi))
+            add("table", "cylinder", (px, top / 2, pz), (0.04, top / 2, 0.04), part=True)
         else:  # a lamp
-            add("sphere", (px, y - random.uniform(0.3, 0.8), pz), (random.uniform(0.08, 0.25),) * 3)
+            add("lamp", "sphere", (px, y - random.uniform(0.3, 0.8), pz), (random.uniform(0.08, 0.25),) * 3)
     for _ in range(random.integers(0, 6)):  # doors, windows and pictures
         half_width, half_height = random.uniform(0.2, 0.8), random.uniform(0.2, 0.9)
         middle = random.uniform(half_height, max(half_height, y - half_height))
         side = random.choice((-1, 1))
         if random.random() < 0.5:
-            add("box", (random.uniform(-0.4, 0.4) * x, middle, side * z / 2), (half_width, half_height, 0.04))
+            add(
+                "picture", "box", (random.uniform(-0.4, 0.4) * x, middle, side * z / 2), (half_width, half_height, 0.04)
+            )
         else:
-            add("box", (side * x / 2, middle, random.uniform(-0.4, 0.4) * z), (0.04, half_height, half_width))
-    return _Room(solids, surfaces, (float(x), float(y), float(z)))
+            add(
+                "picture", "box", (side * x / 2, middle, random.uniform(-0.4, 0.4) * z), (0.04, half_height, half_width)
+            )
+    return _Room(solids, surfaces, things, (float(x), float(y), float(z)))
 
 
 def _camera(random: np.random.Generator, room: _Room, width: int) -> tuple[Array, Array, float]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx
@@ -28,18 +29,16 @@ _QUIET = 0.02  # a channel is treated as if it reached at least this: dead ones 
 _PASSING = (aten.max_pool2d.default, aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec)
 
 
+_FIXED = 0  # number of the channel whose factor is 1
+
+
 @dataclass(frozen=True)
 class _Site:
-    """A convolution, the sigmoid and the product that make its SiLU, and who reads that: layer and first channel."""
+    """A convolution, the sigmoid and the product that make its SiLU."""
 
     layer: fx.Node
     gate: fx.Node
     result: fx.Node
-    readers: tuple[tuple[fx.Node, int], ...]
-
-
-class _BlockedError(Exception):
-    """Why a scale cannot pass."""
 
 
 def fit_convolution(graph: fx.GraphModule, batches: Batches) -> tuple[fx.GraphModule, tuple[Applied, ...]]:
@@ -64,7 +63,7 @@ def fit_convolution(graph: fx.GraphModule, batches: Batches) -> tuple[fx.GraphMo
 
 def silu_tensors(gm: fx.GraphModule) -> dict[str, int]:
     """What `balance_silu` takes statistics of: convolutions before `x * sigmoid(x)`, by axis of channels."""
-    return {site.layer.name: 1 for site in _sites(gm)[0]}
+    return {site.layer.name: 1 for site in _Flow(gm).open_sites()}
 
 
 def balance_silu(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> Report[str]:
@@ -74,7 +73,8 @@ def balance_silu(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]
     `x' sigmoid(x' s)` is `SiLU(x) / s`, which the columns of the next layers' weights undo. One multiplication for each
     value is all it costs, and its grid needs to reach `SATURATED` only. A channel that reaches r beside one that
     reaches R gets `s = (r / R) ** ALPHA`. What lies below `-SATURATED` gets no codes: SiLU makes nearly nothing of it.
-    Scales pass to convolutions, also through joined channels, maximum pools and nearest upsampling.
+    Scales pass to convolutions, also through joined and split channels, maximum pools, nearest upsampling and residual
+    sums: channels that are added have one factor, that of the one which reaches furthest in its tensor.
 
     Source: ours, in the spirit of cross-layer equalization (Nagel et al., arXiv:1906.04721, section 4.1), which needs
     an activation with `f(s x) = s f(x)`; the exponent is SmoothQuant's alpha (arXiv:2211.10438, equation 4).
@@ -87,25 +87,29 @@ def balance_silu(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]
     Returns:
         The names of the convolutions.
     """
-    found, skipped = _sites(gm)
-    done = []
-    for site in found:
-        seen = statistics.get(site.layer.name)
-        if seen is None:
-            skipped.append(Skipped(site.result.name, f"no statistics of {site.layer.name}"))
-            continue
-        _balance(gm, site, seen)
-        done.append(site.layer.name)
+    flow = _Flow(gm)
+    for site in flow.sites:
+        if site.layer.name not in statistics:
+            flow.fix(flow.channels[site.result], f"no statistics of {site.layer.name}")
+    factors = flow.factors({site: _reach(statistics[site.layer.name]) for site in flow.open_sites()})
+    for site in flow.open_sites():
+        _balance(gm, site, statistics[site.layer.name], factors[flow.channels[site.result]])
+    for reader, numbers in flow.readers.items():
+        _undo(gm, reader, factors[numbers])
+    done = tuple(site.layer.name for site in flow.open_sites())
     gm.graph.lint()
     gm.recompile()
     refresh(gm)
-    return Report(tuple(done), tuple(skipped))
+    return Report(done, flow.skipped())
 
 
-def _balance(gm: fx.GraphModule, site: _Site, seen: ChannelStatistics) -> None:
+def _reach(seen: ChannelStatistics) -> Tensor:
+    """How far from 0 channels reach `(C,)`, as far as SiLU makes something of it."""
+    return torch.maximum(seen.high.clamp(min=_QUIET), -seen.low.clamp(-SATURATED, 0))
+
+
+def _balance(gm: fx.GraphModule, site: _Site, seen: ChannelStatistics, factors: Tensor) -> None:
     high, low = seen.high.clamp(min=_QUIET), seen.low.clamp(-SATURATED, 0)
-    reach = torch.maximum(high, -low)
-    factors = ((reach / reach.max()) ** ALPHA * _LEVELS).round().clamp(min=1) / _LEVELS
     layer, gate = site.layer, site.gate
     weight, bias = parameter(gm, layer, "weight"), parameter(gm, layer, "bias")
     assert weight is not None
@@ -118,53 +122,119 @@ def _balance(gm: fx.GraphModule, site: _Site, seen: ChannelStatistics) -> None:
     restored = call(gm, aten.mul.Tensor, layer, constant, before=gate, like=layer)
     set_bounds(restored, -SATURATED, SATURATED, "saturated sigmoid")
     gate.replace_input_with(layer, restored)
-    for reader, start in site.readers:
-        _undo(gm, reader, start, factors)
 
 
-def _undo(gm: fx.GraphModule, reader: fx.Node, start: int, factors: Tensor) -> None:
-    """Multiply the weights of `reader` that read the channels from `start` on by their factors."""
+def _undo(gm: fx.GraphModule, reader: fx.Node, factors: Tensor) -> None:
+    """Multiply the weights of `reader` by the factors of the channels that it reads."""
     weight, groups = parameter(gm, reader, "weight"), argument(reader, "groups")
     assert weight is not None and isinstance(groups, int)
     outputs, inputs = weight.shape[:2]
-    each = torch.ones(inputs * groups, dtype=torch.float64)
-    each[start : start + factors.numel()] = factors
-    columns = each.reshape(groups, 1, inputs).expand(-1, outputs // groups, -1).reshape(outputs, inputs, 1, 1)
+    columns = factors.reshape(groups, 1, inputs).expand(-1, outputs // groups, -1).reshape(outputs, inputs, 1, 1)
     set_parameter(gm, reader, "weight", weight.double() * columns)
 
 
-def _sites(gm: fx.GraphModule) -> tuple[list[_Site], list[Skipped]]:
-    found, skipped = [], []
+class _Flow:
+    """Where the channels of SiLUs go, which of them must have one factor, and which cannot have any.
+
+    Channels are numbered through; what is added to each other has one number in the end. `channels` are the numbers of
+    every tensor that scales reach, `readers` those of what convolutions read.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.sites = tuple(_sites(gm))
+        self.channels: dict[fx.Node, list[int]] = {}
+        self.readers: dict[fx.Node, list[int]] = {}
+        self._parents = [_FIXED]
+        self._reasons: dict[_Site, str] = {}
+        results = {site.result for site in self.sites}
+        for node in gm.graph.nodes:
+            if node in results:
+                first = len(self._parents)
+                self._parents += range(first, first + shape_of(node)[1])
+                self.channels[node] = list(range(first, len(self._parents)))
+            elif scaled := [n for n in node.all_input_nodes if n in self.channels]:
+                self._pass(gm, node, scaled)
+
+    def open_sites(self) -> list[_Site]:
+        """The sites of which a channel may have a factor."""
+        return [s for s in self.sites if any(self._root(n) != _FIXED for n in self.channels[s.result])]
+
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The sites of which none may, with the reason."""
+        done, other = self.open_sites(), "it is joined with channels that have no factor"
+        return tuple(Skipped(s.result.name, self._reasons.get(s, other)) for s in self.sites if s not in done)
+
+    def factors(self, reach: Mapping[_Site, Tensor]) -> Tensor:
+        """The factor of each number: by the largest share that one of its channels has in the reach of its tensor."""
+        shares = torch.zeros(len(self._parents), dtype=torch.float64)
+        for site, own in reach.items():
+            roots = torch.tensor([self._root(n) for n in self.channels[site.result]])
+            shares.scatter_reduce_(0, roots, own / own.max(), "amax")
+        shares[_FIXED] = 1
+        roots = torch.tensor([self._root(n) for n in range(len(self._parents))])
+        return (shares[roots] ** ALPHA * _LEVELS).round().clamp(min=1) / _LEVELS
+
+    def fix(self, numbers: Sequence[int], reason: str) -> None:
+        """Give channels the factor 1."""
+        roots = {self._root(number) for number in numbers}
+        for site in self.sites:
+            if any(self._root(number) in roots for number in self.channels.get(site.result, ())):
+                self._reasons.setdefault(site, reason)
+        for root in roots:
+            self._join(_FIXED, root)
+
+    def _pass(self, gm: fx.GraphModule, node: fx.Node, scaled: Sequence[fx.Node]) -> None:
+        """Follow the channels of `scaled` through `node`."""
+        if node.target is aten.conv2d.default and parameter(gm, node, "weight") is not None:
+            self.readers[node] = self.channels[scaled[0]]
+        elif node.target in _PASSING:
+            self.channels[node] = self.channels[scaled[0]]
+        elif node.target is aten.slice.Tensor and argument(node, "dim") == 1:
+            self.channels[node] = self.channels[scaled[0]][slice(*node.args[2:])]  # type: ignore[arg-type]
+        elif node.target is aten.cat.default and argument(node, "dim") in (1, -3):
+            parts = cast("list[fx.Node]", node.args[0])
+            self.channels[node] = [n for part in parts for n in self._numbers(part)]
+        elif _is_sum(node):
+            first, second = (self._numbers(part) for part in node.all_input_nodes)
+            for one, other in zip(first, second, strict=True):
+                self._join(one, other)
+            self.channels[node] = first
+        else:
+            for tensor in scaled:
+                self.fix(self.channels[tensor], f"{node.name} reads it, through which scales do not pass")
+
+    def _numbers(self, node: fx.Node) -> list[int]:
+        """The numbers of a tensor's channels; scales do not reach all tensors."""
+        return self.channels.get(node) or [_FIXED] * shape_of(node)[1]
+
+    def _root(self, number: int) -> int:
+        while self._parents[number] != number:
+            number = self._parents[number]
+        return number
+
+    def _join(self, first: int, second: int) -> None:
+        low, high = sorted((self._root(first), self._root(second)))
+        self._parents[high] = low
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether `node` adds two tensors of one shape."""
+    parts = node.all_input_nodes
+    return (
+        node.target is aten.add.Tensor
+        and not node.kwargs
+        and len(parts) == 2
+        and shape_of(parts[0]) == shape_of(parts[1]) == shape_of(node)
+    )
+
+
+def _sites(gm: fx.GraphModule) -> Iterator[_Site]:
+    """The SiLUs between a convolution with a constant weight and whatever reads them."""
     for gate in calls(gm, aten.sigmoid.default):
         layer, users = gate.args[0], list(gate.users)
         if not isinstance(layer, fx.Node) or layer.target is not aten.conv2d.default or len(users) != 1:
             continue
         result = users[0]
         product = result.target is aten.mul.Tensor and set(result.all_input_nodes) == {layer, gate}
-        if not product or set(layer.users) != {gate, result}:
-            continue
-        try:
-            if parameter(gm, layer, "weight") is None:
-                raise _BlockedError("the weight before it is computed")
-            found.append(_Site(layer, gate, result, tuple(_readers(gm, result, 0))))
-        except _BlockedError as error:
-            skipped.append(Skipped(result.name, str(error)))
-    return found, skipped
-
-
-def _readers(gm: fx.GraphModule, node: fx.Node, start: int) -> Iterator[tuple[fx.Node, int]]:
-    """The convolutions that read `node`, and at which of their channels it begins."""
-    for user in node.users:
-        if user.target is aten.conv2d.default and parameter(gm, user, "weight") is not None:
-            yield user, start
-        elif user.target in _PASSING:
-            yield from _readers(gm, user, start)
-        elif user.target is aten.cat.default and argument(user, "dim") in (1, -3):
-            parts = user.args[0]
-            assert isinstance(parts, (list, tuple))
-            for place, part in enumerate(parts):
-                if part is node:
-                    before = sum(shape_of(p)[1] for p in parts[:place] if isinstance(p, fx.Node))
-                    yield from _readers(gm, user, start + before)
-        else:
-            raise _BlockedError(f"{user.name} reads it, through which scales do not pass")
+        if product and set(layer.users) == {gate, result} and parameter(gm, layer, "weight") is not None:
+            yield _Site(layer, gate, result)

@@ -182,6 +182,14 @@ def test_scenes_are_the_same_again_and_others_with_another_seed(scenes: Any) -> 
         assert scene.rgb.std() > 5
 
 
+def test_boxes_of_scenes_hold_what_is_seen_of_things(scenes: Any) -> None:
+    found = np.concatenate([scenes.draw_scene(3, index, 64, 64).boxes for index in range(12)])
+    kinds, centre, size = found[:, 0], found[:, 1:3], found[:, 3:]
+    assert len(found) > 20 and len(set(kinds.tolist())) > 4
+    assert set(kinds.tolist()) <= set(range(len(scenes.CLASSES)))
+    assert (size >= 6 / 64).all() and (centre - size / 2 > -1e-6).all() and (centre + size / 2 < 1 + 1e-6).all()
+
+
 def test_rays_meet_solids_where_they_are(scenes: Any) -> None:
     from scenes.geometry import cast  # type: ignore[import-not-found]
 

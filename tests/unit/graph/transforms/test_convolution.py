@@ -49,6 +49,26 @@ class Detector(nn.Module):
         return self.read(joined), functional.silu(self.added(joined.relu())) + 1.0
 
 
+class Residual(nn.Module):
+    """Channels that are split, added to what layers make of them, and joined, as in YOLOv8; random weights."""
+
+    def __init__(self, *, outlet: bool = False) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(3, 12, 1)
+        self.inner, self.back = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.read = nn.Conv2d(18, 2, 1)
+        self.outlet = outlet
+        for layer in (self.wide, self.back):
+            with torch.no_grad():
+                layer.weight *= torch.logspace(-1.0, 1.3, layer.out_channels).reshape(-1, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        kept, passed = functional.silu(self.wide(x)).chunk(2, 1)
+        added = passed + functional.silu(self.back(functional.silu(self.inner(passed))))
+        read = self.read(torch.cat([kept, passed, added], 1))
+        return (read, added[:, :2]) if self.outlet else (read,)
+
+
 def detector(seed: int) -> tuple[fx.GraphModule, Tensor]:
     torch.manual_seed(seed)
     x = torch.randn(1, 3, 8, 8)
@@ -77,6 +97,35 @@ def test_balancing_keeps_the_function(seed: int) -> None:
     for factor in factors:
         assert torch.equal((255 * factor).round() / 255, factor), "an 8-bit grid holds it exactly"
         assert 0 < float(factor.min()) < 0.2 and float(factor.max()) == 1
+
+
+def test_channels_that_are_added_have_one_factor() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 8)
+    graph = get_exporter("tflite").prepare(capture(Residual().eval(), (x,)))
+    fitted, (applied,) = fit_convolution(graph, lambda: iter([(x,)]))
+    assert relative(graph(x)[0], fitted(x)[0]) < 5e-5
+    assert (applied.sites, applied.skipped) == (3, ())
+    found = [constant_of(fitted, n.args[1]) for n in calls(fitted, aten.mul.Tensor)]
+    wide, _, back = (v.flatten() for v in found if v is not None)
+    assert torch.equal(wide[6:], back), "halves that are not added have factors of their own"
+    truth = graph(x)[0].detach().numpy()
+    before, after = (sqnr_db(truth, quantized(g, x).simulation(x)[0].detach().numpy()) for g in (graph, fitted))
+    assert after > before + 3
+
+
+def test_channels_that_are_put_out_keep_their_scale() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 8)
+    graph = get_exporter("tflite").prepare(capture(Residual(outlet=True).eval(), (x,)))
+    fitted, (applied,) = fit_convolution(graph, lambda: iter([(x,)]))
+    for before, after in zip(graph(x), fitted(x), strict=True):
+        assert relative(before, after) < 5e-5
+    assert applied.sites == 3
+    found = [constant_of(fitted, n.args[1]) for n in calls(fitted, aten.mul.Tensor)]
+    wide, _, back = (v.flatten() for v in found if v is not None)
+    assert torch.equal(wide[6:8], torch.ones(2)) and torch.equal(back[:2], torch.ones(2))
+    assert float(wide[8:].min()) < 1
 
 
 def test_no_value_that_counts_leaves_the_bounds() -> None:
