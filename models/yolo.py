@@ -6,7 +6,7 @@ Which head it is, is found by trying: a decoding counts as known when it reprodu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import permutations
 from pathlib import Path
@@ -121,8 +121,9 @@ def load_yolo(request: ModelRequest) -> YoloAdapter:
 def _load_onnx(path: Path, shape: tuple[int, int] | None) -> YoloAdapter:
     from edgeq.graph.onnx_file import describe_file
 
-    notes = describe_file(path)[0]
-    imported, error = import_image_network(path, "a detector", shape, noted_size(notes, path.name))
+    notes, inputs = describe_file(path)
+    usual = noted_size(notes, path.name) if shape is None and any(inputs.values()) else None
+    imported, error = import_image_network(path, "a detector", shape, usual)
     return _adapter(path.stem, imported.graph, noted_names(notes), imported.sha256, path.name, error)
 
 
