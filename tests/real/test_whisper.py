@@ -92,10 +92,11 @@ def test_from_checkpoint_to_transcript(speech: Path, real_data: Path, tmp_path: 
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_four_bits_on_groups_in_openvino(speech: Path, real_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
+@pytest.mark.parametrize(("device", "runtime"), [("x86", "openvino"), ("rpi", "ai_edge_litert")])
+def test_four_bits_on_groups(device: str, runtime: str, speech: Path, real_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip(runtime)
     weights = real_data / "whisper" / "whisper_tiny_en_fp16.pt"
-    words = ["whisper:tiny.en", "--weights", weights, "--device", "x86", "--bits", "w4a8", "--method", "minmax"]
+    words = ["whisper:tiny.en", "--weights", weights, "--device", device, "--bits", "w4a8", "--method", "minmax"]
     more = ["--calib", speech, "--runs", "3", "--force", "--out", "bundle", "--json"]
     done = edgeq("export", *words, *more, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
