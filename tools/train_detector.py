@@ -20,20 +20,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from detector_files import ROOMS, SIDE, nudenet  # beside this file
 from safetensors.torch import save_file
 from scenes import CLASSES, draw_scene
 from torch import Tensor, nn
-from train_reference import Training, begin  # beside this file
+from train_reference import Training, begin
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
-from edgeq.places import cache_dir
-
 SERIES = 3
-SIDE = 160
-"""Pixels."""
-
-WEIGHTS = cache_dir() / "trained" / "yolov8n_rooms.safetensors"
 LOSS = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
 """Weights of the parts of the loss, as ultralytics sets them."""
 
@@ -125,15 +120,6 @@ def train_epoch(training: Training, loss: Any, pictures: Tensor, boxes: Boxes, b
     print(f"epoch {epoch} loss {running / steps:.4f} {training.seconds:.0f} s in all", flush=True)
 
 
-def nudenet() -> Path | None:
-    """The YOLOv8n of the installed package nudenet, found without importing it."""
-    from importlib.util import find_spec
-
-    spec = find_spec("nudenet")
-    path = Path(spec.origin).parent / "320n.onnx" if spec and spec.origin else None
-    return path if path and path.is_file() else None
-
-
 def main() -> None:
     """Draw, train, average, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,7 +130,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, default=nudenet())
     parser.add_argument("--work", type=Path, default=Path("out/train_detector"), help="folder of the checkpoint")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=ROOMS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     pictures, boxes = load_scenes(args.scenes, args.work)

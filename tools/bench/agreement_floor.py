@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
-from yolo import nudenet  # beside this file
 
 from edgeq.data import open_images
 from edgeq.models import load_model
@@ -26,6 +26,9 @@ from edgeq.models.base import parse_model
 from edgeq.quant.uniform import fake_quantize
 from edgeq.quant.weights import weight_qparams
 from edgeq.spec import PerChannel, QuantSpec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from detector_files import nudenet
 
 RESULT = Path(__file__).parent / "results" / "agreement_floor.json"
 LEVELS = {"noise of half a grey level": 0.5 / 255, "noise of one grey level": 1 / 255}

@@ -13,7 +13,6 @@ that it has not seen.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shutil
 import sys
@@ -31,16 +30,15 @@ from edgeq.devices import open_model
 from edgeq.models import load_model
 from edgeq.models.base import ModelRequest
 from edgeq.models.coco import mean_average_precision
-from edgeq.places import cache_dir
 from edgeq.samples import score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from detector_files import ROOMS, SIDE, nudenet
 from make_scenes import write_scene
 from scenes import draw_scene
 
-ROOMS = cache_dir() / "trained" / "yolov8n_rooms.safetensors"
-SEEN, UNSEEN, SIDE = (3, 96), (4, 320), 160
-"""Series and number of scenes for calibration and for the score, and their pixels."""
+SEEN, UNSEEN = (3, 96), (4, 320)
+"""Series and number of scenes for calibration and for the score."""
 
 Pairs = list[tuple[Path, Path]]
 """Folders to calibrate on, each with that to score on."""
@@ -87,13 +85,6 @@ JOBS = {
     ),
     "320n tflite": Job("320n", "tflite", ("--device", "rpi", "--scheme", "integer"), labelled=False),
 }
-
-
-def nudenet() -> Path | None:
-    """The YOLOv8n of the installed package nudenet, found without importing it."""
-    spec = importlib.util.find_spec("nudenet")
-    path = Path(spec.origin).parent / "320n.onnx" if spec and spec.origin else None
-    return path if path and path.is_file() else None
 
 
 def rooms(scratch: Path) -> Pairs:

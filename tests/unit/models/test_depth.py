@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeq import depthmap
+from edgeq.data import open_boxes
 from edgeq.errors import ModelError, UsageError
 from edgeq.models import MODELS, load_model
 from edgeq.models.base import Guarded, parse_model
@@ -188,6 +189,17 @@ def test_boxes_of_scenes_hold_what_is_seen_of_things(scenes: Any) -> None:
     assert len(found) > 20 and len(set(kinds.tolist())) > 4
     assert set(kinds.tolist()) <= set(range(len(scenes.CLASSES)))
     assert (size >= 6 / 64).all() and (centre - size / 2 > -1e-6).all() and (centre + size / 2 < 1 + 1e-6).all()
+
+
+def test_labels_of_scenes_are_read_as_they_were_drawn(scenes: Any, tmp_path: Path) -> None:
+    from make_scenes import write_scene  # type: ignore[import-not-found]
+
+    drawn = [scenes.draw_scene(3, index, 64, 64) for index in range(3)]
+    for index, scene in enumerate(drawn):
+        write_scene(scene, tmp_path, f"{index:06d}")
+    source = open_boxes(tmp_path, len(scenes.CLASSES))
+    for item, scene in zip(source.items, drawn, strict=True):
+        np.testing.assert_allclose(np.reshape(item.label, (-1, 5)), scene.boxes, atol=1e-6)
 
 
 def test_rays_meet_solids_where_they_are(scenes: Any) -> None:
