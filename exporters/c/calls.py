@@ -67,9 +67,9 @@ class Call:
 
 
 TEMPLATES = (
-    *("zeros", "window", "layer", "average", "vector", "simd", "gemm", "gemm4", "patch", "conv", "conv4", "fully_connected"),
-    *("fully_connected4", "matmul", "depthwise", "requantize", "table", "interpolate", "add", "mul", "softmax", "norm"),
-    *("mean", "average_pool", "max_pool", "concat"),
+    *("zeros", "window", "layer", "average", "vector", "simd", "gemm", "gemm4", "patch", "conv", "conv4"),
+    *("fully_connected", "fully_connected4", "matmul", "depthwise", "requantize", "table", "interpolate", "add", "mul"),
+    *("softmax", "norm", "mean", "average_pool", "max_pool", "concat"),
 )
 """Kernels in the order in which they are written; each may use those before it."""
 

@@ -315,6 +315,17 @@ def mcu_table() -> str:
     return "\n".join(lines)
 
 
+def mcu_kernels_table() -> str:
+    """Instructions of kernels beside CMSIS-NN's."""
+    rows: list[dict[str, Any]] = json.loads((RESULTS / "mcu_kernels.json").read_text(encoding="utf-8"))["rows"]
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        there = "-" if row["cmsis_nn"] is None else f"{row['cmsis_nn']:g}"
+        cells.setdefault(row["layer"], []).append(f"{row['per_unit']:.3g}, {there}")
+    lines = ["| layer | M3: here, CMSIS-NN | M4 | M55 |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items())])
+
+
 def mcu_patches_table() -> str:
     """RAM and instructions of networks whose first layers run in patches."""
     rows: dict[str, dict[str, Any]] = json.loads((RESULTS / "mcu_patches.json").read_text(encoding="utf-8"))["rows"]
@@ -406,6 +417,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration_sets": calibration_sets_table,
     "mcu": mcu_table,
     "mcu_patches": mcu_patches_table,
+    "mcu_kernels": mcu_kernels_table,
     "devices": devices_table,
     "whisper": family_tables.whisper_table,
     "yolo": family_tables.yolo_table,

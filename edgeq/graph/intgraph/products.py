@@ -135,9 +135,9 @@ def lower_matmul(context: Context, node: fx.Node) -> Value:
             node, "kernels multiply 8-bit codes, and it reads 16", "export with activations of at most 8 bits"
         )
     rows, inner, columns = first.view.shape[-2], first.view.shape[-1], second.view.shape[-1]
-    # The kernel subtracts the left zero point from codes, and the right one times a row's sum at the end.
-    reach = 128 + abs(right.zero_point)
-    require_fits(inner * left.reach * reach, 31, node.name, "a sum of products")
+    # Kernels subtract the left zero point from codes or multiply codes as they are, and tell what zero points do from
+    # sums of rows: whatever the order, what is on the way stays below 256 times 256 a product.
+    require_fits(inner << 16, 31, node.name, "a sum of products")
     scaling = dyadic(left.scale * right.scale / grid.scale, inner * left.reach * right.reach, node.name)
     output = context.builder.new(node.name, shape, grid)
     batch = left.size // (rows * inner)

@@ -10,7 +10,7 @@
 #if defined(__GNUC__) && defined(__OPTIMIZE__) && !defined(EDGEQ_PLAIN_C)
 #if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1)
 #define NAME_MVE 1
-#elif defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_BIG_ENDIAN)
+#elif defined(__ARM_FEATURE_SIMD32) && defined(__ARM_FEATURE_UNALIGNED) && !defined(__ARM_BIG_ENDIAN)
 #define NAME_DSP 1
 #endif
 #endif

@@ -78,12 +78,12 @@ static inline int32_t NAME_spread(const int8_t *x, int16_t *to, int32_t count, i
     return sum;
 }
 
-int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, int32_t rows)
+NAME_APART int32_t NAME_expand(const int8_t *x, int16_t *to, int32_t count, int32_t zero, int32_t rows)
 {
     return NAME_spread(x, to, count, 0, zero, rows);
 }
 
-void NAME_widen(const int8_t *x, int16_t *to, int32_t count, int32_t rows)
+NAME_APART void NAME_widen(const int8_t *x, int16_t *to, int32_t count, int32_t rows)
 {
     (void)NAME_spread(x, to, count, 1, 0, rows);
 }

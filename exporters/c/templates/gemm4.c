@@ -8,7 +8,7 @@
 
 /* With SIMD on words, eight codes lie as 0 4 1 5 2 6 3 7: the halves that a mask takes out of a word of weights. With
  * vectors, bytes, first all even codes and then all odd ones: the low and the high halves of the weights. */
-int32_t NAME_expand4(const int8_t *x, int16_t *rows, int32_t row, int32_t count)
+NAME_APART int32_t NAME_expand4(const int8_t *x, int16_t *rows, int32_t row, int32_t count)
 {
     int16_t *to = rows + row * (NAME_ROOM(count) * 2 / NAME_ROWS4);
     int32_t sum = 0, i = 0;

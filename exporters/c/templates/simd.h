@@ -89,7 +89,7 @@ static inline void NAME_finish(
     const int32_t index = channel * layer->scaling.step, left = layer->scaling.left;
     const int32_t multiplier = layer->scaling.multiplier[index], shift = layer->scaling.shift[index] - 33;
     const int32_t low = layer->grid.low, high = layer->grid.high, wide = layer->grid.wide;
-    const int32_t bytes = low == -128 && high == 127, round = 2 * layer->grid.zero + 1;
+    const int32_t bytes = low == -128 && high - 65536 * wide == 127, round = 2 * layer->grid.zero + 1;
     const int32_t outputs = layer->outputs;
     at += channel;
     for (int32_t r = 0; r < rows; r++, at += outputs) {

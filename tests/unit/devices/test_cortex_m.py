@@ -11,6 +11,7 @@ from edgeq.devices.cortex_m import MACHINES, missing_tools, run_emulated
 from edgeq.errors import DeviceError, MissingError
 from edgeq.exporters.c.project import write_project
 from edgeq.spec import Precision
+from tests.unit.exporters.odd_kernels import OddKernels
 from tests.unit.exporters.test_c_project import NETWORKS, hostile
 from tests.unit.graph.intgraphs import codes_of, lowered, noise
 
@@ -37,6 +38,21 @@ def test_every_core_gives_the_integers_of_the_interpreter(name: str, core: str, 
     assert run.outcome.different == 0
     assert len(run.layers) == len(graph.ops) and min(run.layers) > 0
     assert abs(run.total - sum(run.layers)) <= 60 * len(run.layers)
+
+
+LEVELS = [(0, "cortex-m4", "-O3"), (1, "cortex-m55", "-Os")] + [
+    pytest.param(seed, core, level, marks=pytest.mark.slow)
+    for seed, level in ((2, "-O3"), (3, "-O2"), (4, "-Os"), (5, "-Og"), (6, "-O0"))
+    for core in MACHINES
+]
+
+
+@pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
+@pytest.mark.parametrize("seed, core, level", LEVELS)
+def test_kernels_of_odd_shapes_are_exact_at_every_level(seed: int, core: str, level: str, tmp_path: Path) -> None:
+    odd = OddKernels(seed)
+    write_project(odd.graph, tmp_path, odd.vectors())
+    assert run_emulated(tmp_path, core, level).outcome.different == 0
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from edgeq.graph.intgraph.graph import IntGraph
 from edgeq.graph.intgraph.interpret import interpret
 from edgeq.graph.intgraph.memory import plan_arena
 from edgeq.spec import Precision
+from tests.unit.exporters.odd_kernels import OddKernels
 from tests.unit.graph.intgraphs import Sample, SmallAttention, SmallCnn, codes_of, lowered, noise
 
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -123,6 +124,13 @@ def test_c_gives_the_integers_of_the_interpreter(written: tuple[IntGraph, Path, 
     graph, folder, _ = written
     codes = sum(graph.tensors[port.tensor].size for port in graph.outputs)
     assert selftest(folder, line) == f"small: 0 of {9 * codes} codes differ\n"
+
+
+@pytest.mark.parametrize("line", COMPILERS)
+def test_kernels_of_odd_shapes_are_exact(line: str, tmp_path: Path) -> None:
+    odd = OddKernels(7)
+    write_project(odd.graph, tmp_path, odd.vectors())
+    assert selftest(tmp_path, line).startswith("odd: 0 of ")
 
 
 def test_a_changed_vector_fails_the_self_test(written: tuple[IntGraph, Path, CProject]) -> None:
