@@ -124,7 +124,7 @@ def networks(data: Path) -> Iterator[dict[str, Any]]:
     nano = load_vit(ModelRequest(family="vit", variant="vit_nano", path=None)).loaded
     assert nano.preprocess is not None
     yield from weights("vit_nano", nano.graph, samples(data / "cifar10" / "test.npz", 16, nano.preprocess))
-    detector, _ = import_image_network(data / "yolo" / "yolox_nano.onnx", "yolo")
+    detector, _ = import_image_network(data / "yolo" / "yolox_nano.onnx", "a detector", None)
     rows, columns = detector.input_shapes[0][2:]
     spec = Preprocess(rows, columns, (0, 0, 0), (1 / 255,) * 3, "letterbox", align="corner", channels="bgr")
     yield from weights("yolox_nano", detector.graph, samples(data / "yolo" / "images", 6, spec))
