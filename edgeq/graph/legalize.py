@@ -131,10 +131,7 @@ def _activation_grids(
         if bounds is not None:
             ranges.setdefault(root, []).append((bounds.low, bounds.high, bounds.origin))
         elif root not in placement.fixed:
-            if name not in statistics:
-                raise InternalError(f"no statistics for {name}", code="EQ-Z002", place=name)
-            source = f"{spec.observer} over {statistics[name].count} values"
-            ranges.setdefault(root, []).append((*choose_range(statistics[name], spec), source))
+            ranges.setdefault(root, []).append(_range_of(nodes[name], spec, statistics, rules))
     plans = {}
     for name, spec in placement.specs.items():
         root = placement.groups[name]
@@ -150,6 +147,20 @@ def _activation_grids(
                 provenance += f", shared with {len(ranges[root]) - 1} tensors"
         plans[name] = TensorPlan(name, "activation", qparams, provenance)
     return plans
+
+
+def _range_of(
+    node: fx.Node, spec: QuantSpec, statistics: Mapping[str, TensorStatistics], rules: BackendRules
+) -> tuple[float, float, str]:
+    """Lower and upper end of what a tensor's grid covers, and where they come from."""
+    if node.name in statistics:
+        seen = statistics[node.name]
+        return (*choose_range(seen, spec), f"{spec.observer} over {seen.count} values")
+    if (kind := op_kind(node)) not in rules.fixed:
+        raise InternalError(f"no statistics for {node.name}", code="EQ-Z002", place=node.name)
+    # Made by a float operation after all: calibration took it for a kernel's, whose grid covers what the kind puts out.
+    scale, zero_point = rules.fixed[kind]
+    return scale * (spec.qmin - zero_point), scale * (spec.qmax - zero_point), f"range of {kind}"
 
 
 class _WeightGrids:

@@ -186,6 +186,32 @@ class Chain(nn.Module):
         return self.d(torch.softmax(self.c(y + x), -1))
 
 
+class Gated(nn.Module):
+    """A convolution, SiLU as sigmoid and product, and a convolution that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y * torch.sigmoid(y))
+
+
+def test_a_sigmoid_freed_after_calibration_needs_no_statistics() -> None:
+    torch.manual_seed(0)
+    exporter = get_exporter("tflite")
+    graph = exporter.prepare(capture(Gated().eval(), (torch.randn(1, 3, 8, 8),)))
+    (gate,) = (n.name for n in graph.graph.nodes if "sigmoid" in str(n.target))
+    names = observed(graph, place_scheme(graph, exporter, "integer")[1])
+    statistics = calibrate(graph, names, [(torch.randn(1, 3, 8, 8),) for _ in range(3)])
+    config, placement = place_scheme(graph, exporter, "integer", Precision(keep_float=(gate,)))
+    plan = legalize(graph, placement, config, exporter.rules, statistics, "integer").plan
+    assert plan.ops[gate].mode == "float"
+    assert plan.tensors[gate].provenance == "range of sigmoid"
+    assert float(plan.tensors[gate].uniform.scale) == pytest.approx(1 / 256)
+
+
 def low_bits(products_only: bool) -> tuple[fx.GraphModule, QuantPlan]:
     torch.manual_seed(0)
     shape, exporter = (1, 8, 16), get_exporter("tflite")
