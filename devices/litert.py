@@ -187,9 +187,9 @@ class LiteRtModel:
 
     def _refused(self, cause: object) -> ModelError:
         message = f"LiteRT refuses the model: {one_line(str(cause))}"
-        old = "Didn't find op" in str(cause)
-        hint = "check the file with `edgeq inspect`, or export the model again"
-        hint = "pip install -U ai-edge-litert" if old else hint
+        too_old = "Didn't find op" in str(cause)
+        again = "check the file with `edgeq inspect`, or export the model again"
+        hint = "pip install -U ai-edge-litert" if too_old else again
         return ModelError(message, code="EQ-M041", place=self._place, hint=hint)
 
     def _feed(self, interpreter: Interpreter, arrays: tuple[Array, ...]) -> None:

@@ -174,7 +174,7 @@ def _load_architecture(request: ModelRequest) -> DepthAdapter:
 
 
 def _load_onnx(path: Path, kind: str, shape: tuple[int, int] | None) -> DepthAdapter:
-    imported, error = import_image_network(path, "depth", shape, (OPEN_SIDE, OPEN_SIDE))
+    imported, error = import_image_network(path, "depth", shape, lambda _: (OPEN_SIDE, OPEN_SIDE))
     output = next(iter(imported.graph.graph.output_node().all_input_nodes))
     made = shape_of(output)
     rows, columns = imported.input_shapes[0][2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgeq.errors import ModelError
@@ -9,9 +10,12 @@ from edgeq.graph.onnx_file import describe_file
 from edgeq.graph.onnx_import import ImportedOnnx, import_onnx
 from edgeq.graph.parity import check_parity
 
+Usual = Callable[[Mapping[str, str]], "tuple[int, int] | None"]
+"""Height and width by the notes of a file; None where they do not tell."""
+
 
 def import_image_network(
-    path: Path, what: str, shape: tuple[int, int] | None, usual: tuple[int, int] | None = None
+    path: Path, what: str, shape: tuple[int, int] | None, usual: Usual | None = None
 ) -> tuple[ImportedOnnx, float]:
     """A network of one image `(1, 3, H, W)`, and its largest relative error against onnxruntime.
 
@@ -19,15 +23,15 @@ def import_image_network(
         path: The file.
         what: Such networks, for messages.
         shape: Height and width that the user wants.
-        usual: Those of a file that leaves them open, where the user wants none.
+        usual: Those of a file that leaves them open, by its notes, where the user wants none.
 
     Raises:
         ModelError: EQ-M008 for other inputs; the file cannot be used; the graph computes something else.
         UsageError: The file has another shape.
         MissingError: onnx or onnxruntime is absent.
     """
-    inputs = describe_file(path)[1] if shape or usual else {}
-    sides = shape or (usual if any(inputs.values()) else None)
+    notes, inputs = describe_file(path) if shape or usual else ({}, {})
+    sides = usual(notes) if usual and not shape and any(inputs.values()) else shape
     imported = import_onnx(path, {next(iter(inputs)): (1, 3, *sides)} if sides and len(inputs) == 1 else None)
     found = imported.input_shapes[0]
     if len(imported.input_shapes) != 1 or len(found) != 4 or found[1] != 3:

@@ -119,12 +119,8 @@ def load_yolo(request: ModelRequest) -> YoloAdapter:
 
 
 def _load_onnx(path: Path, shape: tuple[int, int] | None) -> YoloAdapter:
-    from edgeq.graph.onnx_file import describe_file
-
-    notes, inputs = describe_file(path)
-    usual = noted_size(notes, path.name) if shape is None and any(inputs.values()) else None
-    imported, error = import_image_network(path, "a detector", shape, usual)
-    return _adapter(path.stem, imported.graph, noted_names(notes), imported.sha256, path.name, error)
+    imported, error = import_image_network(path, "a detector", shape, lambda notes: noted_size(notes, path.name))
+    return _adapter(path.stem, imported.graph, noted_names(imported.notes), imported.sha256, path.name, error)
 
 
 def _adapter(

@@ -143,7 +143,12 @@ def describe_file(path: Path) -> tuple[dict[str, str], dict[str, bool]]:
     constants = {t.name for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     free = {i.name: not all(d.dim_value > 0 for d in i.type.tensor_type.shape.dim[1:]) for i in inputs}
-    return {note.key: note.value for note in model.metadata_props}, free
+    return notes_of(model), free
+
+
+def notes_of(model: onnx.ModelProto) -> dict[str, str]:
+    """The notes that the exporting program left."""
+    return {note.key: note.value for note in model.metadata_props}
 
 
 def input_specs(

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from edgeq.errors import EdgeqError, ModelError
 from edgeq.graph import onnx_ops_nn, onnx_ops_shape
 from edgeq.graph.capture import canonicalize, trace
-from edgeq.graph.onnx_file import attributes_of, input_specs, read_model, tensor_of
+from edgeq.graph.onnx_file import attributes_of, input_specs, notes_of, read_model, tensor_of
 from edgeq.graph.onnx_ops import OPERATORS, Function, OnnxNode, describe
 from edgeq.hashing import file_sha256
 
@@ -54,6 +54,7 @@ class ImportedOnnx:
         input_shapes: Fixed shapes of the inputs.
         output_names: Names in the file, in the order of the graph's outputs.
         sha256: Hash of the file.
+        notes: What the exporting program left as metadata.
     """
 
     graph: fx.GraphModule
@@ -61,6 +62,7 @@ class ImportedOnnx:
     input_shapes: tuple[tuple[int, ...], ...]
     output_names: tuple[str, ...]
     sha256: str
+    notes: Mapping[str, str]
 
 
 def import_onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> ImportedOnnx:
@@ -91,6 +93,7 @@ def import_onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]] | None =
         input_shapes=tuple(shape for shape, _ in specs.values()),
         output_names=program.output_names,
         sha256=file_sha256(path),
+        notes=notes_of(model),
     )
 
 
