@@ -61,7 +61,7 @@ class LayerFidelity:
         return asdict(self)
 
 
-class _Recorder(fx.Interpreter):
+class Recorder(fx.Interpreter):
     """Runs a graph and keeps the output of chosen nodes."""
 
     def __init__(self, graph: fx.GraphModule, wanted: set[str]) -> None:
@@ -106,8 +106,8 @@ def layer_fidelity(
         feeding = {p.name for p in fed if p.op != "get_attr"}
         feeding -= set(owners.values())
         followers = {n.name for name in chosen if owners.get(name, name) in held for n in behind[name]}
-        exact = _Recorder(graph, set(chosen) | feeding | followers)
-        network = _Recorder(legalized.simulation, set(chosen))
+        exact = Recorder(graph, set(chosen) | feeding | followers)
+        network = Recorder(legalized.simulation, set(chosen))
         with torch.no_grad():
             exact.run(*example)
             network.run(*example)

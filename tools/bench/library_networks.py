@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from vit_accuracy import Bench, load_images  # beside this file
+from vit_accuracy import Bench  # beside this file
 
-from edgeq.exporters import get_exporter
 from edgeq.graph.batch import batched
 from edgeq.graph.kinds import op_kind
+from edgeq.graph.layers import Recorder
 from edgeq.graph.rewrite import fetch
 from edgeq.graph.transforms.parameters import argument, parameter
 from edgeq.metrics import sqnr_db
-from edgeq.models import load_model
-from edgeq.models.base import parse_model
 from edgeq.models.checkpoint import load_into, load_state_dict
 from edgeq.models.cifar_cnn import CifarCnn
 from edgeq.quant.search.layer import sample_rows
@@ -109,31 +107,19 @@ def path_of(node: fx.Node, kind: str) -> str:
 @torch.no_grad()
 def record(graph: fx.GraphModule, names: set[str], images: Tensor) -> dict[str, Tensor]:
     """Values of the named nodes for a batch of images."""
-    seen: dict[str, Tensor] = {}
-
-    class Record(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n.name in names:
-                seen[n.name] = value.clone()
-            return value
-
-    Record(graph).run(images)
-    return seen
+    recorder = Recorder(graph, names)
+    recorder.run(images)
+    return recorder.values
 
 
-class CnnBench:
+class CnnBench(Bench):
     """`cifar_cnn` as a module with its batch norms, as a graph, and its data."""
 
     def __init__(self, data: Path) -> None:
+        super().__init__(data, "cifar_cnn", samples=256)
         self.module = CifarCnn().eval()
         path = WEIGHTS / "cifar_cnn.safetensors"
         load_into(self.module, load_state_dict(path), path)
-        self.exporter = get_exporter("tflite")
-        self.graph = self.exporter.prepare(load_model(parse_model("cifar_cnn", None, None)).loaded.graph)
-        self.images, self.labels = load_images(data / "test.npz")
-        order = np.random.default_rng(0).permutation(len(np.load(data / "train.npz")["label"]))
-        self.calibration, _ = load_images(data / "train.npz", order[:256].tolist())
 
     @torch.no_grad()
     def top1(self, network: nn.Module) -> float:

@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from edgeq.data import open_images
 from edgeq.devices.cortex_m import run_emulated
 from edgeq.exporters.c.project import write_project
 from edgeq.graph.intgraph.file import load
-from edgeq.graph.intgraph.graph import IntGraph, MatMul, Softmax
-from edgeq.graph.intgraph.interpret import dequantize_output, quantize_input, run_op
+from edgeq.graph.intgraph.graph import IntGraph, MatMul, Op, Softmax
+from edgeq.graph.intgraph.interpret import Codes, dequantize_output, quantize_input, trace
 from edgeq.graph.intgraph.memory import plan_arena
 from edgeq.metrics import sqnr_db
 from edgeq.models import load_model
@@ -69,22 +69,23 @@ FORMS: dict[str, Callable[[Reals], Reals] | None] = {
 def outputs(graph: IntGraph, codes: Sequence[Any], form: Callable[[Reals], Reals] | None) -> Reals:
     """The first output in reals, probabilities in a form of their own; None runs the graph."""
     tensors = graph.tensors
-    values: dict[str, Any] = {name: constant.ravel() for name, constant in graph.constants.items()}
-    values.update({port.tensor: c for port, c in zip(graph.inputs, codes, strict=True)})
     shares: dict[str, Reals] = {}
-    for op in graph.ops:
-        values[op.output] = run_op(tensors, op, [values[name] for name in op.inputs])
+
+    def coded(op: Op, values: Mapping[str, Codes], result: Codes) -> Codes:
         if form is not None and isinstance(op, Softmax):
             logits = values[op.inputs[0]].astype(float).reshape(op.rows, op.length) * tensors[op.inputs[0]].scale
             powers = np.exp(logits - logits.max(-1, keepdims=True))
             shares[op.output] = form(powers / powers.sum(-1, keepdims=True))
         elif isinstance(op, MatMul) and op.inputs[0] in shares:
-            source, result = tensors[op.inputs[1]], tensors[op.output]
+            source, target = tensors[op.inputs[1]], tensors[op.output]
             right = (values[op.inputs[1]].astype(float) - source.zero_point) * source.scale
             left = shares[op.inputs[0]].reshape(op.batch, op.rows, op.inner)
             real = left @ right.reshape(op.batch, op.columns, op.inner).transpose(0, 2, 1)
-            held = np.rint(real / result.scale) + result.zero_point
-            values[op.output] = np.clip(held, result.low, result.high).astype(result.dtype).ravel()
+            held = np.rint(real / target.scale) + target.zero_point
+            result = np.clip(held, target.low, target.high).astype(target.dtype).ravel()
+        return result
+
+    values = trace(graph, codes, coded)
     if form is not None and not any(isinstance(op, MatMul) and op.inputs[0] in shares for op in graph.ops):
         raise SystemExit("no product reads a softmax")
     port = graph.outputs[0]

@@ -34,8 +34,8 @@ from edgeq.devices.cortex_m import run_emulated
 from edgeq.exporters.c.memory import memory_of
 from edgeq.exporters.c.project import write_project
 from edgeq.graph.intgraph.file import load
-from edgeq.graph.intgraph.graph import IntGraph
-from edgeq.graph.intgraph.interpret import dequantize_output, quantize_input, run_op
+from edgeq.graph.intgraph.graph import IntGraph, Op
+from edgeq.graph.intgraph.interpret import Codes, dequantize_output, quantize_input, trace
 from edgeq.graph.intgraph.memory import in_patches
 from edgeq.graph.intgraph.patches import image_rows
 from edgeq.metrics import sqnr_db
@@ -71,12 +71,11 @@ Ranges = Mapping[tuple[str, int], tuple[int, int]]
 
 def run_in_bits(graph: IntGraph, codes: Sequence[Any], narrow: Ranges, found: dict[tuple[str, int], list[int]]) -> Any:
     """The first output in reals; patches in `narrow` hold 16 steps, the codes of all patches go into `found`."""
-    values: dict[str, Any] = {name: constant.ravel() for name, constant in graph.constants.items()}
-    values.update({port.tensor: c for port, c in zip(graph.inputs, codes, strict=True)})
-    for index, op in enumerate(graph.ops):
-        result = run_op(graph.tensors, op, [values[name] for name in op.inputs])
+    patched = {op.output for op in graph.ops[: graph.patches.ops]}
+
+    def narrowed(op: Op, _: Mapping[str, Codes], result: Codes) -> Codes:
         tensor = graph.tensors[op.output]
-        if index < graph.patches.ops and not tensor.wide:
+        if op.output in patched and not tensor.wide:
             for patch, band in enumerate(np.array_split(result.reshape(image_rows(tensor), -1), graph.patches.count)):
                 key = op.output, patch
                 found.setdefault(key, []).extend((int(band.min()), int(band.max())))
@@ -84,9 +83,10 @@ def run_in_bits(graph: IntGraph, codes: Sequence[Any], narrow: Ranges, found: di
                     low, high = narrow[key]
                     step = max(high - low, 15) / 15
                     band[:] = np.rint(low + np.clip(np.rint((band - low) / step), 0, 15) * step)  # a view of the result
-        values[op.output] = result
+        return result
+
     port = graph.outputs[0]
-    return dequantize_output(graph, port, values[port.tensor])
+    return dequantize_output(graph, port, trace(graph, codes, narrowed)[port.tensor])
 
 
 def bits(name: str, graph: IntGraph, data: Path) -> dict[str, Any]:

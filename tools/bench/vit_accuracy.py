@@ -32,6 +32,7 @@ from torch.nn import functional
 from edgeq.exporters import get_exporter
 from edgeq.graph.batch import batched
 from edgeq.graph.kinds import op_kind
+from edgeq.graph.layers import Recorder
 from edgeq.graph.legalize import Legalized, legalize, observed
 from edgeq.graph.placement import Placement
 from edgeq.graph.reconstruct import Effort, Loss, Reconstruction, reconstruct, reconstructed
@@ -122,14 +123,14 @@ def load_images(path: Path, chosen: Sequence[int] | None = None) -> tuple[Tensor
 class Bench:
     """The float model, the data, and what rows share."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, model: str = "vit_nano", samples: int = SAMPLES) -> None:
         self.exporter = get_exporter("tflite")
-        self.graph = self.exporter.prepare(load_model(parse_model("vit_nano", None, None)).loaded.graph)
+        self.graph = self.exporter.prepare(load_model(parse_model(model, None, None)).loaded.graph)
         self.images, self.labels = load_images(data / "test.npz")
         order = np.random.default_rng(0).permutation(len(np.load(data / "train.npz")["label"]))
         self.train = partial(load_images, data / "train.npz")
         self.order = order.tolist()
-        self.calibration, _ = self.train(self.order[:SAMPLES])
+        self.calibration, _ = self.train(self.order[:samples])
         self.transformed = cache(self._transformed)
         self.float_logits = self.logits(self.graph)
 
@@ -181,17 +182,9 @@ def code_attention(
     """Replace each product of probabilities and values in `simulation` by one on a grid of `kind`, in place."""
     many = batched(graph, (images[:1],))
     wanted = {n.name for n in graph.graph.nodes if op_kind(n) in ("softmax", "select")}
-    seen: dict[str, Tensor] = {}
-
-    class Record(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n.name in wanted:
-                seen[n.name] = value
-            return value
-
     with torch.no_grad():
-        Record(many).run(images)
+        (recorder := Recorder(many, wanted)).run(images)
+    seen = recorder.values
     for softmax in [n for n in simulation.graph.nodes if op_kind(n) == "softmax"]:
         products = _products(softmax)
         value = products[0].args[1]

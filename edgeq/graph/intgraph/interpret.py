@@ -43,6 +43,8 @@ from edgeq.graph.intgraph.graph import (
 )
 
 Codes = NDArray[Any]
+Change = Callable[[Op, Mapping[str, Codes], Codes], Codes]
+"""`(operation, tensors so far, its result) -> the result to go on with`, all flat."""
 
 
 def quantize_input(graph: IntGraph, port: Port, value: NDArray[np.float32]) -> Codes:
@@ -80,8 +82,17 @@ def interpret(graph: IntGraph, inputs: Sequence[Codes]) -> list[Codes]:
     return [values[port.tensor] for port in graph.outputs]
 
 
-def trace(graph: IntGraph, inputs: Sequence[Codes]) -> dict[str, Codes]:
-    """Run the network and keep every tensor, flat, by name."""
+def trace(graph: IntGraph, inputs: Sequence[Codes], change: Change | None = None) -> dict[str, Codes]:
+    """Run the network and keep every tensor, flat, by name.
+
+    Args:
+        graph: The network.
+        inputs: Codes in the order of its inputs.
+        change: Called with each operation, the tensors so far and its result; what it returns goes on instead.
+
+    Raises:
+        DataError: Codes of another size or kind.
+    """
     values: dict[str, Codes] = {name: codes.ravel() for name, codes in graph.constants.items()}
     for port, codes in zip(graph.inputs, inputs, strict=True):
         tensor = graph.tensors[port.tensor]
@@ -90,7 +101,8 @@ def trace(graph: IntGraph, inputs: Sequence[Codes]) -> dict[str, Codes]:
             raise DataError(message, code="EQ-D500", place=port.tensor, hint="make them with quantize_input()")
         values[port.tensor] = codes.ravel()
     for op in graph.ops:
-        values[op.output] = run_op(graph.tensors, op, [values[name] for name in op.inputs])
+        result = run_op(graph.tensors, op, [values[name] for name in op.inputs])
+        values[op.output] = result if change is None else change(op, values, result)
     return values
 
 
