@@ -52,7 +52,8 @@ class LiteRtModel:
     Raises:
         UsageError: EQ-U040 for unknown kernels or fewer than one thread.
         MissingError: EQ-P040 when no runtime is installed.
-        ModelError: EQ-M040 when the file cannot be read, EQ-M041 when LiteRT refuses it.
+        ModelError: EQ-M040 when the file cannot be read, EQ-M041 when LiteRT refuses it, EQ-M970 when the reference
+            kernels are asked for and do not know the grids of its weights.
     """
 
     def __init__(self, source: str | Path | bytes, threads: int = 1, kernels: Kernels = "xnnpack") -> None:
@@ -71,6 +72,8 @@ class LiteRtModel:
             self.ops = executed_ops(self._interpreter)
         except (ValueError, TypeError) as error:  # a damaged name or grid that loading does not look at
             raise self._refused(error) from error
+        if kernels == "reference":
+            self._refuse_groups()
 
     @property
     def delegated(self) -> tuple[int, int]:
@@ -184,6 +187,20 @@ class LiteRtModel:
             except (ValueError, RuntimeError, TypeError) as error:
                 raise self._refused(f"{error} {said()}") from error
             return interpreter, said()
+
+    def _refuse_groups(self) -> None:
+        """Refuse weights whose rows have several scales: the reference kernels compute something else, silently."""
+        for op in self.ops:
+            if op.name != "FULLY_CONNECTED":
+                continue
+            weight = tensor_at(self._interpreter, op.inputs[1])
+            if weight.dtype.kind in "iu" and len(weight.scales) > weight.shape[0]:
+                raise ModelError(
+                    f"LiteRT's reference kernels compute something else than {weight.name} with a scale for each group",
+                    code="EQ-M970",
+                    place=self._place,
+                    hint="use the kernels that devices run, xnnpack or builtin",
+                )
 
     def _refused(self, cause: object) -> ModelError:
         message = f"LiteRT refuses the model: {one_line(str(cause))}"

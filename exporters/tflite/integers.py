@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import ModelError
-from edgeq.exporters.tflite.readback import DAMAGED, parse_tflite
+from edgeq.exporters.tflite.flatbuffer import DAMAGED, TfliteFile
 from edgeq.graph.intgraph.arithmetic import Ints, dyadic
 from edgeq.graph.intgraph.builder import Builder, Grid, grid_of
 from edgeq.graph.intgraph.graph import (
@@ -63,13 +63,12 @@ class _Reader:
     """Walks the only subgraph of a file."""
 
     def __init__(self, path: Path) -> None:
-        self.model, schema = parse_tflite(path)
-        self.path = path
+        self.file, self.path = TfliteFile.read(path), path
+        self.model, schema = self.file.model, self.file.schema
         if len(self.model.subgraphs) != 1:
             raise self._refused("MAIN", f"the file has {len(self.model.subgraphs)} subgraphs")
         self.graph = self.model.subgraphs[0]
         self.int8, self.int32 = schema.TensorType.INT8, schema.TensorType.INT32
-        self.names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
         self.builder = Builder(path.stem)
         self.held: dict[int, IntTensor] = {}
 
@@ -83,8 +82,7 @@ class _Reader:
         return self.builder.finish(inputs, outputs)
 
     def _operation(self, place: int, op: Any) -> None:
-        code = self.model.operatorCodes[op.opcodeIndex]
-        kind = self.names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
+        kind = self.file.kind(op)
         if kind not in _READERS:
             raise self._refused(f"{kind} (operation {place})", f"kernels are: {', '.join(sorted(_READERS))}")
         made = _READERS[kind](self, f"{kind.lower()}_{place}", op)

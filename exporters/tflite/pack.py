@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.exporters.tflite.flatbuffer import TfliteFile
 from edgeq.exporters.tflite.groups import add_buffer, grouped_weights, number_of, write_groups
 from edgeq.spec import QuantPlan, codes_hash
-
-_WEIGHT_OPERAND = 1
 
 
 def pack_weights(path: Path, plan: QuantPlan) -> int:
@@ -31,32 +29,27 @@ def pack_weights(path: Path, plan: QuantPlan) -> int:
     planned = {(t.codes_sha256, t.uniform.scale.tobytes()) for t in plan.weights() if t.bits == 4}
     if not planned:
         return 0
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    file = TfliteFile.read(path)
+    model, schema = file.model, file.schema
     packed: dict[int, int] = {}  # equal codes of several weights are one buffer
-    for graph in model.subgraphs:
-        for tensor in _layer_weights(model, graph, schema):
-            codes = _codes(model, tensor, schema.TensorType)
-            if codes is None:
-                continue
-            held, digest = grouped.get(number_of(tensor)), codes_hash(codes.astype(np.int32))
-            scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
-            if held is not None and digest == held.codes_sha256:
-                write_groups(model, graph, tensor, held.uniform.scale, schema)
-            elif (digest, scales.tobytes()) not in planned:
-                continue
-            if tensor.buffer not in packed:
-                packed[tensor.buffer] = add_buffer(model, pack(codes), schema)
-            tensor.buffer, tensor.type = packed[tensor.buffer], schema.TensorType.INT4
+    for graph, tensor, data in list(file.layer_weights(("FULLY_CONNECTED",))):
+        if tensor.type != schema.TensorType.INT8 or tensor.quantization is None:
+            continue
+        codes = data.view(np.int8).reshape(tuple(int(d) for d in tensor.shape))
+        held, digest = grouped.get(number_of(tensor)), codes_hash(codes.astype(np.int32))
+        scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
+        if held is not None and digest == held.codes_sha256:
+            write_groups(model, graph, tensor, held.uniform.scale, schema)
+        elif (digest, scales.tobytes()) not in planned:
+            continue
+        if tensor.buffer not in packed:
+            packed[tensor.buffer] = add_buffer(model, pack(codes), schema)
+        tensor.buffer, tensor.type = packed[tensor.buffer], schema.TensorType.INT4
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     for index in set(packed) - used:
         model.buffers[index].data = None
     if packed:
-        builder = flatbuffers.Builder(path.stat().st_size)
-        builder.Finish(model.Pack(builder), b"TFL3")
-        path.write_bytes(bytes(builder.Output()))
+        file.write(path)
     return len(packed)
 
 
@@ -73,22 +66,3 @@ def unpack(data: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
     halves = np.stack([data & 0xF, data >> 4], axis=1).reshape(-1)[:count]
     result: NDArray[np.int8] = ((halves.astype(np.int8) ^ 8) - 8).astype(np.int8)
     return result
-
-
-def _layer_weights(model: Any, graph: Any, schema: Any) -> list[Any]:
-    """The tensors that fully connected layers read as weights, each once."""
-    found: dict[int, Any] = {}
-    for op in graph.operators:
-        code = model.operatorCodes[op.opcodeIndex]
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == schema.BuiltinOperator.FULLY_CONNECTED:
-            index = int(op.inputs[_WEIGHT_OPERAND])
-            found[index] = graph.tensors[index]
-    return list(found.values())
-
-
-def _codes(model: Any, tensor: Any, types: Any) -> NDArray[np.int8] | None:
-    """The codes of a constant in 8 bits on a grid; None for any other tensor."""
-    data = model.buffers[tensor.buffer].data
-    if tensor.type != types.INT8 or data is None or tensor.quantization is None:
-        return None
-    return np.asarray(data, dtype=np.uint8).view(np.int8).reshape(tuple(int(d) for d in tensor.shape))

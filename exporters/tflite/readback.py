@@ -5,7 +5,6 @@ The file is the truth: a layer counts as integer because its tensors in the file
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.base import FileOp, ReadBack
 from edgeq.exporters.matching import Constant, match_weights
+from edgeq.exporters.tflite.flatbuffer import WEIGHT_OPERAND, TfliteFile
 from edgeq.exporters.tflite.groups import groups_of
 from edgeq.exporters.tflite.pack import unpack
 from edgeq.spec import QuantPlan
 
-DAMAGED = (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-"""What reading a file raises that is not as its schema says."""
-
-_WEIGHT_OPERAND = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1}
 _DATA_OPERAND = {"TRANSPOSE_CONV": 2}
 _BIAS_OPERAND = {"FULLY_CONNECTED": 2, "CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "TRANSPOSE_CONV": 3}
 _PICKS = ("GATHER", "GATHER_ND")
@@ -43,57 +38,23 @@ def read_tflite(path: Path, plan: QuantPlan | None) -> ReadBack:
         ModelError: Not a TFLite file.
         MissingError: ai-edge-litert is not installed.
     """
-    reader = _Reader(*parse_tflite(path))
+    reader = _Reader(TfliteFile.read(path))
     match = match_weights(reader.integer_constants(), plan)
     facts = (match.weights, match.missing, match.extra, tuple(reader.misfits()))
     return ReadBack(tuple(reader.ops()), *facts, sites=match.sites)
 
 
-def parse_tflite(path: Path) -> tuple[Any, Any]:
-    """A file as the objects of its schema, and the schema.
-
-    Raises:
-        ModelError: EQ-M021, not a TFLite file.
-        MissingError: EQ-P001, ai-edge-litert is not installed.
-    """
-    try:
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError as error:
-        raise MissingError(
-            f"reading .tflite needs ai-edge-litert: {error}", code="EQ-P001", hint="pip install 'edgeq[tflite]'"
-        ) from error
-    data = path.read_bytes()
-    if data[4:8] != b"TFL3":
-        raise ModelError(f"{path.name} is not a TFLite file", code="EQ-M021", place=path.name)
-    try:
-        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0)), schema
-    except DAMAGED as error:
-        raise ModelError(f"{path.name} is damaged: {error}", code="EQ-M021", place=path.name) from error
-
-
 class _Reader:
     """Walks the main subgraph of a parsed model."""
 
-    def __init__(self, model: Any, schema: Any) -> None:
-        self.model = model
-        self.graph = model.subgraphs[0]
-        self.schema = schema
-        self.int8 = schema.TensorType.INT8
-        self.int4 = schema.TensorType.INT4
-        self.int16 = schema.TensorType.INT16
-        self.names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-
-    def op_name(self, op: Any) -> str:
-        code = self.model.operatorCodes[op.opcodeIndex]
-        number = max(code.builtinCode, code.deprecatedBuiltinCode)
-        name: str = code.customCode.decode() if code.customCode else self.names[number]
-        return name
+    def __init__(self, file: TfliteFile) -> None:
+        self.file = file
+        self.graph = file.model.subgraphs[0]
+        types = file.schema.TensorType
+        self.int8, self.int4, self.int16 = types.INT8, types.INT4, types.INT16
 
     def constant(self, index: int) -> NDArray[np.uint8] | None:
-        if index < 0:
-            return None
-        data = self.model.buffers[self.graph.tensors[index].buffer].data
-        return None if data is None or len(data) == 0 else np.asarray(data, dtype=np.uint8)
+        return None if index < 0 else self.file.bytes_of(self.graph.tensors[index])
 
     def shape(self, index: int) -> tuple[int, ...]:
         shape = self.graph.tensors[index].shape
@@ -105,7 +66,7 @@ class _Reader:
     def ops(self) -> list[FileOp]:
         result = []
         for position, op in enumerate(self.graph.operators):
-            name = self.op_name(op)
+            name = self.file.kind(op)
             inputs = [] if op.inputs is None else [int(i) for i in op.inputs]
             output = int(op.outputs[0])
             result.append(
@@ -137,8 +98,8 @@ class _Reader:
 
     def _kernel(self, name: str, inputs: list[int], output: int) -> str:
         data = _DATA_OPERAND.get(name, 0)
-        if name in _WEIGHT_OPERAND:
-            if not self.is_integer(inputs[_WEIGHT_OPERAND[name]]):
+        if name in WEIGHT_OPERAND:
+            if not self.is_integer(inputs[WEIGHT_OPERAND[name]]):
                 return "float"
             return "int8" if self.is_integer(inputs[data]) else "dynamic"
         operands = [i for i in inputs if i >= 0 and self.graph.tensors[i].type != 2]
@@ -148,11 +109,11 @@ class _Reader:
         """Layers on integers whose bias does not have the scales of input and weight multiplied."""
         found = []
         for op in self.graph.operators:
-            name = self.op_name(op)
+            name = self.file.kind(op)
             place = _BIAS_OPERAND.get(name, len(op.inputs))
             if place >= len(op.inputs) or op.inputs[place] < 0:
                 continue
-            places = (_DATA_OPERAND.get(name, 0), _WEIGHT_OPERAND[name], place)
+            places = (_DATA_OPERAND.get(name, 0), WEIGHT_OPERAND[name], place)
             scales = [self._scales(int(op.inputs[p])) for p in places]
             if all(s.size for s in scales) and not np.allclose(scales[0] * scales[1], scales[2], rtol=1e-3, atol=0):
                 found.append(f"{name} at tensor {int(op.outputs[0])}")
@@ -167,7 +128,7 @@ class _Reader:
         """Name, codes and scales of every int8 constant that a product, a convolution or a table reads."""
         found: dict[int, Constant] = self._tables()
         for op in self.graph.operators:
-            operand = _WEIGHT_OPERAND.get(self.op_name(op))
+            operand = WEIGHT_OPERAND.get(self.file.kind(op))
             if operand is None:
                 continue
             index = int(op.inputs[operand])
@@ -182,7 +143,7 @@ class _Reader:
             shape = self.shape(index)
             values = unpack(raw, int(np.prod(shape))) if tensor.type == self.int4 else raw.view(np.int8)
             codes = values.astype(np.int32).reshape(shape)
-            scales = groups_of(self.model, self.graph, tensor, self.schema)
+            scales = groups_of(self.file.model, self.graph, tensor, self.file.schema)
             if scales is None:
                 scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
             found[index] = Constant(tensor.name.decode(errors="replace"), _layouts(codes), scales, (result,))
@@ -193,7 +154,7 @@ class _Reader:
         writers = {int(t): op for op in self.graph.operators for t in op.outputs}
         found: dict[int, Constant] = {}
         for op in self.graph.operators:
-            if self.op_name(op) != "MUL":
+            if self.file.kind(op) != "MUL":
                 continue
             picks = [self._pick(writers, int(t)) for t in op.inputs]
             for codes, scales in (picks, picks[::-1]):
@@ -211,9 +172,9 @@ class _Reader:
         op = writers.get(tensor)
         if op is None:
             return None
-        if self.op_name(op) in _PICKS:
+        if self.file.kind(op) in _PICKS:
             return int(op.inputs[0])
-        tables = [self._pick(writers, int(op.inputs[i])) for i in _BEHIND_PICKS.get(self.op_name(op), ())]
+        tables = [self._pick(writers, int(op.inputs[i])) for i in _BEHIND_PICKS.get(self.file.kind(op), ())]
         return next((t for t in tables if t is not None), None)
 
 

@@ -9,7 +9,6 @@ weight.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
+from edgeq.exporters.tflite.flatbuffer import TfliteFile
 from edgeq.graph.kinds import op_kind
 from edgeq.spec import QuantPlan
 
 _LAYERS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
-_WEIGHT_OPERAND = 1
 _HALF = 0.51
 """Of a step: how far a value lies from its nearest code, and some."""
 
@@ -59,51 +58,33 @@ def restore_floats(path: Path, exact: Path, plan: QuantPlan) -> int:
     Returns:
         Number of weights restored.
     """
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    float32 = schema.TensorType.FLOAT32
-    floats = [(m.buffers[t.buffer].data, t.shape) for m, t in _weights(schema, exact) if t.type == float32]
-    left = [np.asarray(data, np.uint8).view(np.float32).reshape(shape) for data, shape in floats]
+    floats, file = TfliteFile.read(exact), TfliteFile.read(path)
+    types = file.schema.TensorType
+    found = [(t.shape, data) for _, t, data in floats.layer_weights(_LAYERS) if t.type == types.FLOAT32]
+    left = [data.view(np.float32).reshape(shape) for shape, data in found]
     kept = {t.uniform.scale.tobytes() for t in plan.weights()}
-    model, restored = None, 0
-    for model, tensor in _weights(schema, path):
-        if tensor.type == schema.TensorType.INT8 and tensor.quantization is not None:
+    restored = 0
+    for _, tensor, data in file.layer_weights(_LAYERS):
+        if tensor.type == types.INT8 and tensor.quantization is not None:
             scales = np.asarray(tensor.quantization.scale, dtype=np.float32)
             if scales.tobytes() not in kept:
-                restored += _restore(model, tensor, scales, left, float32)
-    if model is not None and restored:
-        builder = flatbuffers.Builder(path.stat().st_size)
-        builder.Finish(model.Pack(builder), b"TFL3")
-        path.write_bytes(bytes(builder.Output()))
+                restored += _restore(file, tensor, data.view(np.int8), scales, left)
+    if restored:
+        file.write(path)
     return restored
 
 
-def _weights(schema: Any, path: Path) -> Iterator[tuple[Any, Any]]:
-    """The model of a file with each constant weight of its layers."""
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
-    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-    for part in model.subgraphs:
-        for op in part.operators:
-            code = model.operatorCodes[op.opcodeIndex]
-            if names[max(code.builtinCode, code.deprecatedBuiltinCode)] in _LAYERS:
-                tensor = part.tensors[op.inputs[_WEIGHT_OPERAND]]
-                if model.buffers[tensor.buffer].data is not None:
-                    yield model, tensor
-
-
 def _restore(
-    model: Any, tensor: Any, scales: NDArray[np.float32], left: list[NDArray[np.float32]], float32: int
+    file: TfliteFile, tensor: Any, codes: NDArray[np.int8], scales: NDArray[np.float32], left: list[NDArray[np.float32]]
 ) -> int:
     """Restore one weight if it is that of a float layer; whether it was."""
-    buffer = model.buffers[tensor.buffer]
-    codes = np.asarray(buffer.data, dtype=np.uint8).view(np.int8).reshape(tuple(int(d) for d in tensor.shape))
+    codes = codes.reshape(tuple(int(d) for d in tensor.shape))
     along = [1] * codes.ndim
     along[tensor.quantization.quantizedDimension] = -1
     steps = scales.reshape(along)
     for values in left:
         if values.shape == codes.shape and bool((np.abs(values - codes * steps) <= _HALF * steps).all()):
-            buffer.data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-            tensor.type, tensor.quantization = float32, None
+            file.model.buffers[tensor.buffer].data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            tensor.type, tensor.quantization = file.schema.TensorType.FLOAT32, None
             return 1
     return 0

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from edgeq.devices.litert import Kernels, LiteRtModel
 from edgeq.errors import ModelError
 from edgeq.exporters import get_exporter
+from edgeq.exporters.tflite.flatbuffer import TfliteFile
 from edgeq.exporters.tflite.groups import LEAST_VERSION
-from edgeq.exporters.tflite.readback import parse_tflite, read_tflite
+from edgeq.exporters.tflite.readback import read_tflite
 from edgeq.graph.capture import capture
 from edgeq.graph.legalize import Legalized, legalize
 from edgeq.recipe import place_scheme
@@ -68,7 +69,8 @@ def test_the_file_holds_the_codes_and_scales_of_the_plan_once(spoken: Made) -> N
     assert grouped == {"tokens.weight", "first.weight", "twin.weight", "second.weight", "odd.weight"}
     assert found.census()["FULLY_CONNECTED dynamic"] == 6
     assert found.census()["EMBEDDING_LOOKUP float"] == 1
-    model, schema = parse_tflite(path)
+    file = TfliteFile.read(path)
+    model, schema = file.model, file.schema
     fours = [t for t in model.subgraphs[0].tensors if t.type == schema.TensorType.INT4]
     assert sorted(int(np.prod(t.shape)) for t in fours).count(TOKENS * 128) == 1, "the vocabulary is stored once"
     values = sum(int(np.prod(t.shape)) for t in fours)
@@ -80,6 +82,12 @@ def test_equal_codes_on_other_scales_are_told_apart(spoken: Made) -> None:
     first, twin = plan.tensors["first.weight"], plan.tensors["twin.weight"]
     assert first.codes_sha256 == twin.codes_sha256
     np.testing.assert_array_equal(2 * first.uniform.scale, twin.uniform.scale)
+
+
+def test_reference_kernels_are_refused(spoken: Made) -> None:
+    with pytest.raises(ModelError, match="group") as caught:
+        LiteRtModel(spoken[2], kernels="reference")
+    assert caught.value.code == "EQ-M970"
 
 
 @pytest.mark.parametrize("kernels", ["xnnpack", "builtin"])
@@ -107,15 +115,12 @@ def test_the_delegate_runs_every_layer(spoken: Made) -> None:
 
 
 def test_runtimes_that_know_no_groups_refuse_the_file(spoken: Made, tmp_path: Path) -> None:
-    import flatbuffers
-
-    model, schema = parse_tflite(spoken[2])
+    file = TfliteFile.read(spoken[2])
+    model, schema = file.model, file.schema
     codes = [c for c in model.operatorCodes if c.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED]
     assert [c.version for c in codes] == [LEAST_VERSION]
     codes[0].version = 99  # stands for a runtime that is older than the file
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    (tmp_path / "newer.tflite").write_bytes(bytes(builder.Output()))
+    file.write(tmp_path / "newer.tflite")
     with pytest.raises(ModelError) as caught:
         LiteRtModel(tmp_path / "newer.tflite")
     assert "-U ai-edge-litert" in str(caught.value.hint)
