@@ -41,10 +41,13 @@ class PerGroup:
     Args:
         size: Values that share a scale.
         half: Scales are numbers that float16 and bfloat16 both hold, see `half_scales`.
+        two_level: Scales of a row are whole multiples of one step, see `two_levels`. Code times multiple is then an
+            8-bit code, and the step the one scale of its row, which is what integer kernels read.
     """
 
     size: int = 32
     half: bool = False
+    two_level: bool = False
 
 
 HALF_SCALES = (2.0**-14, 255 * 2.0**8)
@@ -56,10 +59,45 @@ def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float32]:
 
     A kernel that reads float16 and one that rounds them to bfloat16 then compute the same.
     """
-    fraction, exponent = np.frexp(scales)
-    rounded = np.ldexp(np.rint(fraction * 256) / 256, exponent)
-    result: NDArray[np.float32] = np.clip(rounded, *HALF_SCALES).astype(np.float32)
+    result: NDArray[np.float32] = np.clip(_significant(scales, 8), *HALF_SCALES).astype(np.float32)
     return result
+
+
+STEP_BITS = 16
+"""Significant bits of the steps of two-level scales: every multiple by an 8-bit code is exact in float32, so that codes
+times scales and 8-bit codes times steps are the same numbers."""
+
+
+def two_levels(scales: NDArray[np.floating[Any]], largest: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The nearest scales that are whole multiples of a step a row; of equally near ones those with the largest steps.
+
+    Args:
+        scales: Positive, `(rows, groups)`.
+        largest: Largest multiple.
+
+    Returns:
+        Steps `(rows,)` of `STEP_BITS` significant bits and multiples `(rows, groups)`, 1 to `largest`.
+    """
+    wanted = np.asarray(scales, np.float64)
+    top = wanted.max(1, keepdims=True)
+    steps, least = top, np.full_like(top, np.inf)
+    for parts in range(1, largest + 1):
+        step = _significant(top / parts, STEP_BITS)
+        apart = np.abs(np.clip(np.rint(wanted / step), 1, largest) * step - wanted)
+        error = np.square(apart).sum(1, keepdims=True)
+        steps, least = np.where(error < least, step, steps), np.minimum(error, least)
+        least[apart.max(1, keepdims=True) <= top * 2.0**-STEP_BITS] = 0  # the same but for the rounding of steps
+    multiples = np.clip(np.rint(wanted / steps), 1, largest).astype(np.int32)
+    common = np.gcd.reduce(multiples, axis=1, keepdims=True)
+    steps = _significant(steps * common, STEP_BITS)
+    return steps[:, 0].astype(np.float32), multiples // common
+
+
+def _significant(values: NDArray[np.floating[Any]], bits: int) -> NDArray[np.floating[Any]]:
+    """The nearest values with so many significant bits."""
+    fraction, exponent = np.frexp(values)
+    rounded: NDArray[np.floating[Any]] = np.ldexp(np.rint(fraction * 2**bits) / 2**bits, exponent)
+    return rounded
 
 
 Granularity: TypeAlias = PerTensor | PerChannel | PerGroup
@@ -105,8 +143,26 @@ class QuantSpec:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
             raise UsageError(f"bits must be 2 to 16, not {self.bits}", code="EQ-U003")
-        if isinstance(self.granularity, PerGroup) and self.granularity.size < 1:
-            raise UsageError(f"group size must be positive, not {self.granularity.size}", code="EQ-U003")
+        group = self.granularity
+        if isinstance(group, PerGroup) and group.size < 1:
+            raise UsageError(f"group size must be positive, not {group.size}", code="EQ-U003")
+        if (
+            isinstance(group, PerGroup)
+            and group.two_level
+            and (group.half or not self.symmetric or self.largest_multiple < 2)
+        ):
+            message = "two-level scales have steps in float32 and symmetric codes of 7 bits at most"
+            raise UsageError(message, code="EQ-U003")
+
+    @property
+    def two_level(self) -> bool:
+        """Whether scales are whole multiples of a step a row."""
+        return isinstance(self.granularity, PerGroup) and self.granularity.two_level
+
+    @property
+    def largest_multiple(self) -> int:
+        """Of two-level scales: the largest that keeps code times multiple an 8-bit code."""
+        return 127 // max(-self.qmin, self.qmax)
 
     @property
     def qmin(self) -> int:
@@ -157,8 +213,14 @@ class QParams:
         if not (np.isfinite(scale).all() and (scale > 0).all()):
             raise UsageError("scales must be positive and finite", code="EQ-U003")
         granularity = self.spec.granularity
-        half = isinstance(granularity, PerGroup) and granularity.half
-        object.__setattr__(self, "scale", half_scales(scale) if half else scale)
+        if isinstance(granularity, PerGroup) and granularity.half:
+            scale = half_scales(scale)
+        if self.spec.two_level:
+            if scale.ndim != 2:
+                raise UsageError(f"scales {scale.shape} are not (rows, groups)", code="EQ-U003")
+            steps, multiples = two_levels(scale, self.spec.largest_multiple)
+            scale = steps[:, None] * multiples.astype(np.float32)
+        object.__setattr__(self, "scale", scale)
         if ((self.zero_point < self.spec.qmin) | (self.zero_point > self.spec.qmax)).any():
             raise UsageError("a zero point lies outside the codes", code="EQ-U003")
 
@@ -173,18 +235,32 @@ class QParams:
     def __hash__(self) -> int:
         return hash((self.spec, self.scale.tobytes(), self.zero_point.tobytes()))
 
+    @property
+    def multiples(self) -> NDArray[np.int32] | None:
+        """Of two-level scales: how many steps each is, `(rows, groups)`; None of others."""
+        return two_levels(self.scale, self.spec.largest_multiple)[1] if self.spec.two_level else None
+
+    def on_rows(self) -> QParams:
+        """Of two-level scales: the 8-bit grid, its scales the steps, that holds the same reals; itself of others."""
+        if not self.spec.two_level:
+            return self
+        steps, _ = two_levels(self.scale, self.spec.largest_multiple)
+        spec = replace(self.spec, bits=8, granularity=PerChannel(0), narrow=True)
+        return QParams(spec, steps, np.zeros(steps.shape, np.int32))
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; float32 values survive the decimal round trip."""
-        return {
-            "spec": self.spec.to_dict(),
-            "scale": self.scale.astype(float).tolist(),
-            "zero_point": self.zero_point.tolist(),
-        }
+        """JSON form; float32 values survive the decimal round trip. Two-level scales are steps and multiples."""
+        rows, multiples = self.on_rows(), self.multiples
+        scale = {"scale": rows.scale.astype(float).tolist()}
+        if multiples is not None:
+            scale = {"step": scale["scale"], "multiple": multiples.tolist()}
+        return {"spec": self.spec.to_dict(), **scale, "zero_point": self.zero_point.tolist()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QParams:
         """Inverse of `to_dict`."""
-        return cls(QuantSpec.from_dict(data["spec"]), np.asarray(data["scale"]), np.asarray(data["zero_point"]))
+        scale = data["scale"] if "scale" in data else np.asarray(data["step"])[:, None] * data["multiple"]
+        return cls(QuantSpec.from_dict(data["spec"]), np.asarray(scale), np.asarray(data["zero_point"]))
 
 
 @dataclass(frozen=True, eq=False)

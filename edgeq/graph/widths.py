@@ -162,11 +162,17 @@ def _least(choices: Sequence[Choice]) -> float:
 
 
 def weight_cost(weight: Tensor, spec: QuantSpec) -> int:
-    """Bytes of a weight with one scale and one zero point, 4 and 8 bytes, per output channel; or a scale per group."""
+    """Bytes of a weight with one scale and one zero point, 4 and 8 bytes, per output channel; or a scale per group.
+
+    Of two-level scales both: a step and a zero point per output channel, and a multiple of one byte per group.
+    """
+    rows = weight_bytes(weight.numel(), spec.bits, scales=3 * len(weight))
     if isinstance(spec.granularity, PerGroup):
-        size, each = spec.granularity.size, 2 if spec.granularity.half else 4
-        return weight_bytes(weight.numel(), spec.bits, weight.numel() // size, each)
-    return weight_bytes(weight.numel(), spec.bits, scales=3 * len(weight))
+        groups = weight.numel() // spec.granularity.size
+        if spec.two_level:
+            return rows + groups
+        return weight_bytes(weight.numel(), spec.bits, groups, 2 if spec.granularity.half else 4)
+    return rows
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ _Q_CHANNEL = "quantized_decomposed.quantize_per_channel.default"
 _DQ_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
 _WIDEST = (-127, 127)
 _NUMBERED = re.compile(r"[A-Za-z]+_\d+")  # the converter's own names have a slash
+_INDENTED = re.compile(r">\s+<")  # a sixth of the .xml; values are attributes, where no < can be
 _QUANTIZER = re.compile(r"quantize_per_tensor(?:_(\d+))?/")
 
 
@@ -77,13 +78,14 @@ def emit_openvino(
         logging.disable(level)
     kept: list[Any] = []
     if plan is not None:
-        name_products(model, graph, plan)
         kept = pack_weights(model, plan)
+        name_products(model, graph, plan)  # by the integers that the plan knows, which two-level scales need packed
     name_the_rest(model)
     for key, value in options_of(plan).items():
         model.set_rt_info(value, [OPTIONS, key])
     openvino.save_model(model, path, compress_to_fp16=False)
     del kept
+    path.write_text(_INDENTED.sub("><", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def options_of(plan: QuantPlan | None) -> dict[str, str]:

@@ -21,7 +21,7 @@ from edgeq.exporters.openvino.graph import PRODUCTS, Weight, products, tables, w
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.legalize import Legalized
 from edgeq.graph.rewrite import constant_of
-from edgeq.spec import codes_hash
+from edgeq.spec import QParams, codes_hash
 
 _MOVES = (
     "Reshape",
@@ -156,9 +156,7 @@ def _match(
     for name, weight, result in held:
         digest = codes_hash(weight.codes)
         fits = [
-            t.name
-            for t in planned
-            if t.codes_sha256 == digest and _same(weight.scales, t.uniform.scale, factors.get(t.name, ()))
+            t.name for t in planned if t.codes_sha256 == digest and _same(weight, t.uniform, factors.get(t.name, ()))
         ]
         weights.update(dict.fromkeys(fits, weight.codes))
         if not fits:
@@ -171,12 +169,19 @@ def _match(
     return weights, [t.name for t in planned if t.name not in weights], extra, sites
 
 
-def _same(found: NDArray[np.float32], scale: NDArray[np.float32], factors: tuple[NDArray[np.float32], ...]) -> bool:
+def _same(weight: Weight, planned: QParams, factors: tuple[NDArray[np.float32], ...]) -> bool:
     """Whether scales are those of the plan, or those times a constant that multiplies the layer's result in the graph.
 
-    OpenVINO moves such a constant into the scales; the integers stay.
+    OpenVINO moves such a constant into the scales, or the steps; the integers stay, multiples among them.
     """
-    wanted = [scale.reshape(-1), *(scale.reshape(-1) * f for f in factors)]
+    held, multiples = planned.multiples, weight.multiples
+    if (held is None) != (multiples is None):
+        return False
+    if held is not None and multiples is not None and not np.array_equal(held.reshape(-1), multiples):
+        return False
+    scale = planned.on_rows().scale.reshape(-1)
+    wanted = [scale, *(scale * f for f in factors)]
+    found = weight.scales
     return any(found.shape == w.shape and np.allclose(found, w, rtol=_LAST_BITS, atol=0) for w in wanted)
 
 

@@ -21,7 +21,7 @@ from edgeq.graph.capture import capture
 from edgeq.graph.legalize import Legalized, legalize, observed
 from edgeq.quant.calibrator import calibrate
 from edgeq.recipe import place_scheme
-from edgeq.spec import Precision
+from edgeq.spec import PerGroup, Precision, QuantConfig, QuantRule, QuantSpec, codes_hash
 from tests.parity.cases import CASES, Case, Lambda
 
 PRODUCTS = [c for c in CASES if c.kernel in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL")]
@@ -33,6 +33,7 @@ def exported(
     folder: Path,
     precision: Precision | None = None,
     scheme: str = "integer",
+    config: Callable[[QuantConfig], QuantConfig] = lambda config: config,
     **rules: Any,
 ) -> tuple[tuple[Tensor, ...], Legalized, ReadBack, Path]:
     """An integer export of a random network; weights are random, this is about kernels."""
@@ -41,11 +42,11 @@ def exported(
     example = tuple(torch.randn(shape) for shape in shapes)
     graph = exporter.prepare(capture(module.eval(), example))
     exporter.rules = replace(exporter.rules, **rules)
-    config, placement = place_scheme(graph, exporter, scheme, precision)
+    chosen, placement = place_scheme(graph, exporter, scheme, precision)
     batches = [tuple(torch.randn(shape) for shape in shapes) for _ in range(4)]
     names = observed(graph, placement)
     statistics = calibrate(graph, names, [*batches, example]) if names else {}
-    legalized = legalize(graph, placement, config, exporter.rules, statistics, scheme)
+    legalized = legalize(graph, placement, config(chosen), exporter.rules, statistics, scheme)
     path = folder / "model.xml"
     exporter.emit(legalized.emission, example, legalized.plan, path)
     return example, legalized, exporter.read_back(path, legalized), path
@@ -103,6 +104,85 @@ def test_four_bit_weights_take_half_and_run_in_the_same_kernels(
     error, execution = compared(example, legalized, path)
     assert {op.name for op in read_back.ops if op.macs} <= integer_names(execution), execution.kernels()
     assert error <= 1e-5
+
+
+TWO_LEVEL = QuantSpec(4, True, PerGroup(32, two_level=True), "mse", narrow=True)
+
+
+def on_two_levels(config: QuantConfig) -> QuantConfig:
+    """`config` with the second layer's weight on two-level scales."""
+    return replace(config, rules=(*config.rules, QuantRule("*1", weight=TWO_LEVEL)))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 128), nn.Linear(128, 16)), (1, 7, 64)),
+        (lambda: nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 16, 3), nn.Conv2d(16, 8, 1)), (1, 3, 9, 9)),
+        (lambda: nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, groups=2)), (1, 3, 9, 9)),
+    ],
+    ids=["linear", "conv", "grouped conv"],
+)
+def test_two_level_weights_are_unfolded_when_compiled_and_run_in_the_same_kernels(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    torch.manual_seed(7)
+    module = make()
+    with torch.no_grad():
+        module.get_submodule("1").weight.mul_(torch.rand_like(module.get_submodule("1").weight))  # groups that differ
+    example, legalized, read_back, path = exported(module, (shape,), tmp_path, config=on_two_levels)
+    assert not read_back.missing
+    assert not read_back.extra
+    planned = legalized.plan.tensors["1.weight"]
+    multiples, rows = planned.uniform.multiples, planned.uniform.on_rows()
+    assert multiples is not None and len(np.unique(multiples)) > 4
+    assert codes_hash(read_back.weights["1.weight"]) == planned.codes_sha256
+    held = {o.get_friendly_name(): o for o in openvino.Core().read_model(path).get_ops()}
+    constants = [o for o in held.values() if o.get_type_name() == "Constant"]
+    types = [o.get_element_type().get_type_name() for o in constants]
+    assert (types.count("i4"), types.count("u8")) == (1, 1)
+    np.testing.assert_array_equal(constants[types.index("u8")].data.reshape(multiples.shape), multiples)
+    steps = [o.data.reshape(-1) for o in constants if o.data.size == len(rows.scale)]
+    assert any(np.allclose(found, rows.scale, rtol=1e-6, atol=0) for found in steps)
+    error, execution = compared(example, legalized, path)
+    assert {op.name for op in read_back.ops if op.macs} <= integer_names(execution), execution.kernels()
+    assert error <= 2e-3  # float differences flip single codes
+    with monkeypatch.context() as patched:
+        patched.setattr("edgeq.exporters.openvino.emit.pack_weights", lambda model, plan: [])
+        get_exporter("openvino").emit(legalized.emission, example, legalized.plan, tmp_path / "wide.xml")
+    packed, wide = open_model(path), open_model(tmp_path / "wide.xml")
+    inputs = [x.numpy() for x in example]
+    np.testing.assert_array_equal(packed.run(*inputs)[0], wide.run(*inputs)[0], "as 8-bit codes on the steps of rows")
+    assert packed.execution().kernels() == wide.execution().kernels(), "else the multiples run with every inference"
+
+
+def test_weights_whose_groups_are_alike_are_found_as_well(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    network = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 128), nn.Linear(128, 16))
+    with torch.no_grad():
+        network[1].weight.sign_().mul_(0.1)
+    example, legalized, read_back, path = exported(network, ((1, 7, 64),), tmp_path, config=on_two_levels)
+    multiples = legalized.plan.tensors["1.weight"].uniform.multiples
+    assert multiples is not None and (multiples == 1).all()
+    assert not read_back.missing and not read_back.extra
+    assert compared(example, legalized, path)[0] <= 2e-3
+
+
+def test_other_multiples_or_steps_are_found(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    network = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 128), nn.Linear(128, 16))
+    _, legalized, _, path = exported(network, ((1, 7, 64),), tmp_path, config=on_two_levels)
+    planned = legalized.plan.tensors["1.weight"]
+    grid = planned.uniform
+    assert grid.multiples is not None
+    for change in (np.float32(1.0001), np.where(grid.multiples == grid.multiples.max(), np.float32(0.5), 1)):
+        other = replace(planned, qparams=replace(grid, scale=grid.scale * change))
+        plan = replace(legalized.plan, tensors={**legalized.plan.tensors, "1.weight": other})
+        found = get_exporter("openvino").read_back(path, replace(legalized, plan=plan))
+        assert found.missing == ("1.weight",)
+        assert len(found.extra) == 1
 
 
 class Attention(nn.Module):

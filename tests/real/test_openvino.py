@@ -73,3 +73,27 @@ def test_vit_s_integer_keeps_the_map_and_runs_in_integers(vit_s_focus: Path, rea
     assert summary["quantized_weights"] == 77
     assert summary["gates"]["passed"]
     assert summary["bytes"] <= 27e6
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_vit_s_with_four_bit_weights_on_groups_runs_in_the_same_kernels(
+    vit_s_focus: Path, real_data: Path, tmp_path: Path
+) -> None:
+    words = [vit_s_focus, "--family", "vit", "--device", "x86", "--calib", real_data / "yolo" / "images"]
+    words += ["--samples", "16", "--scheme", "integer", "--rounding", "nearest", "--bits", "w4a8", "--force"]
+    done = edgeq("export", *words, "--learn-steps", "2", "--runs", "12", "--json", cwd=tmp_path, timeout=3500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(done.stdout)
+    bundle = tmp_path / summary["artifact"]
+    tensors = json.loads((bundle / "plan.json").read_text())["tensors"]
+    grids = [t["qparams"] for t in tensors if t["role"] == "weight"]
+    multiples = [grid["multiple"] for grid in grids if "multiple" in grid]
+    assert len(multiples) >= 48, "four layers of each of twelve blocks"
+    assert {m for weight in multiples for row in weight for m in row} <= set(range(1, 19))
+    (candidate,) = json.loads((bundle / "evidence.json").read_text())["candidates"]
+    kernels = {name.split()[1].lower() for name in candidate["execution"]["kernels"] if name.startswith("FullyC")}
+    assert kernels and all(kernel.endswith("_i8") for kernel in kernels), kernels
+    assert summary["integer_mac_share"] == 1
+    assert summary["bytes"] < 15e6

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from edgeq.errors import InternalError, UsageError
 from edgeq.spec import (
     HALF_SCALES,
+    PerChannel,
     PerGroup,
     QParams,
     QuantPlan,
@@ -22,6 +23,7 @@ from edgeq.spec import (
     TensorPlan,
     grid_from_dict,
     half_scales,
+    two_levels,
 )
 
 UNIFORM = QParams(QuantSpec(8), np.array(0.5, np.float32), np.array(3, np.int32))
@@ -126,3 +128,55 @@ def test_grids_of_groups_in_half_hold_what_a_file_can_hold() -> None:
     assert QParams.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
     old = {**spec.to_dict(), "granularity": {"kind": "PerGroup", "size": 2}}
     assert QuantSpec.from_dict(old).granularity == PerGroup(2), "plans of older versions"
+
+
+SCALES = hnp.arrays(np.float32, (3, 5), elements=st.floats(2.0**-20, 2.0**10, width=32))
+
+
+@given(SCALES, st.sampled_from([9, 15, 18, 127]))
+def test_two_level_scales_stay_what_they_are(scales: np.ndarray, largest: int) -> None:
+    steps, multiples = two_levels(scales, largest)
+    assert multiples.min() >= 1 and multiples.max() <= largest
+    assert (np.gcd.reduce(multiples, axis=1) == 1).all(), "steps are as large as they can be"
+    found = steps[:, None] * multiples.astype(np.float32)
+    again = two_levels(found, largest)
+    np.testing.assert_array_equal(again[0], steps)
+    np.testing.assert_array_equal(again[1], multiples)
+    top = scales.max(1, keepdims=True)
+    finest = np.clip(np.rint(scales / (top / largest)), 1, largest) * (top / largest)
+    apart, most = (np.linalg.norm(tried - scales, axis=1) for tried in (found, finest))
+    assert (apart <= most + 5 * top[:, 0] * 2.0**-15).all(), "no worse than with the largest scale as largest multiple"
+
+
+@given(SCALES, st.integers(2, 4))
+def test_codes_times_scales_are_8_bit_codes_times_steps(scales: np.ndarray, bits: int) -> None:
+    spec = QuantSpec(bits, True, PerGroup(4, two_level=True), narrow=True)
+    grid = QParams(spec, scales, np.zeros(scales.shape, np.int32))
+    rows, multiples = grid.on_rows(), grid.multiples
+    assert multiples is not None
+    assert rows.spec == QuantSpec(8, True, PerChannel(0), narrow=True)
+    codes = np.arange(spec.qmin, spec.qmax + 1)[:, None, None]
+    wide = codes * multiples
+    assert np.abs(wide).max() <= rows.spec.qmax
+    np.testing.assert_array_equal(
+        codes.astype(np.float32) * grid.scale, wide.astype(np.float32) * rows.scale[:, None], "bit for bit"
+    )
+    stored = json.loads(json.dumps(grid.to_dict()))
+    assert set(stored) == {"spec", "step", "multiple", "zero_point"}
+    assert QParams.from_dict(stored) == grid
+
+
+def test_grids_of_rows_are_their_own() -> None:
+    assert UNIFORM.on_rows() is UNIFORM
+    assert UNIFORM.multiples is None
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "half", "narrow"), [(8, True, False, True), (4, False, False, False), (4, True, True, True)]
+)
+def test_impossible_two_level_scales_are_refused(bits: int, symmetric: bool, half: bool, narrow: bool) -> None:
+    with pytest.raises(UsageError, match="two-level"):
+        QuantSpec(bits, symmetric, PerGroup(4, half, two_level=True), narrow=narrow)
+    spec = QuantSpec(4, True, PerGroup(4, two_level=True))
+    with pytest.raises(UsageError, match="rows, groups"):
+        QParams(spec, np.ones(3, np.float32), np.zeros(3, np.int32))

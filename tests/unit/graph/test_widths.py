@@ -168,3 +168,4 @@ def test_what_a_weight_costs() -> None:
     assert weight_cost(weight, QuantSpec(8, True)) == 640 + 10 * 12
     assert weight_cost(weight, replace(four, granularity=PerGroup(32))) == 320 + 20 * 4
     assert weight_cost(weight, replace(four, granularity=PerGroup(32, half=True))) == 320 + 20 * 2
+    assert weight_cost(weight, replace(four, granularity=PerGroup(32, two_level=True))) == 320 + 10 * 12 + 20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +141,27 @@ def test_bad_requests_are_usage_errors() -> None:
         round_weights(weight(2, 3), weight_qparams(weight(2, 3), QuantSpec()), "nearst")
     assert unknown.value.code == "EQ-U025"
     assert "nearest" in str(unknown.value.hint)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from([2, 3, 4]), st.integers(0, 2**31), st.floats(1, 5))
+def test_two_level_scales_are_never_worse_than_those_of_rows_or_rounded_ones(bits: int, seed: int, tail: float) -> None:
+    w = weight(6, 64, seed=seed)
+    w = w.sign() * w.abs() ** tail
+    two = QuantSpec(bits, True, PerGroup(8, two_level=True), "mse", narrow=True)
+    found = error(w, two)
+    free = weight_qparams(w, replace(two, granularity=PerGroup(8)))
+    plain = ((fake_quantize(w, replace(free, spec=two)) - w) ** 2).sum(1)
+    rows = error(w, replace(two, granularity=ROWS))
+    # relative to the weight: steps have 16 bits
+    assert bool((found <= torch.minimum(rows, plain * 1.02) + 1e-4 * (w**2).sum(1)).all())
+
+
+def test_groups_and_rows_of_zeros_change_no_other_scale() -> None:
+    w = weight(4, 32, seed=3)
+    w[1] = 0
+    w[2, 8:16] = 0
+    w[3] *= 1e-3
+    spec = QuantSpec(4, True, PerGroup(8, two_level=True), "mse", narrow=True)
+    assert bool((error(w, spec) <= 0.01 * (w**2).sum(1)).all())
+    assert not fake_quantize(w, weight_qparams(w, spec))[1].any()
