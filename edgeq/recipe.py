@@ -26,8 +26,8 @@ class Recipe:
     """How one candidate is quantized.
 
     Args:
-        transform: `none`, `rotate` (residual streams, without data), `transformer` (everything that fits) or
-            `convolution` (channels around SiLU).
+        transform: `none`, `rotate` (residual streams, without data), `transformer` (everything that fits), `layers`
+            (of that, what is not for products of two activations alone) or `convolution` (channels around swishes).
         rounding: Key of `edgeq.quant.rounding.ROUNDERS`.
         precision: Widths and range estimator.
     """
@@ -42,7 +42,7 @@ _BEST: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "transformer": {
         "weights": _PLAIN,
         "dynamic": _PLAIN,
-        "static": ("transformer", "gptq"),
+        "static": ("layers", "gptq"),
         "integer": ("transformer", "gptq"),
     },
     "convolution": {
@@ -87,12 +87,13 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str, network: str 
         elif scheme in ("weights", "dynamic") and (weight_bits < 8 or bits == MIXED):
             transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):
-        transform, observer = method, ranges
+        # What only products of two activations need costs time and gives nothing where these are float.
+        transform, observer = "layers" if (method, scheme) == ("transformer", "static") else method, ranges
     elif method == "convolution":
         transform, observer = method, _CLIPPED
     else:
         transform, observer, best_rounding = "none", method, "nearest"
-    precision = Precision(weight_bits, activation_bits, observer, products_only=transform == "transformer")
+    precision = Precision(weight_bits, activation_bits, observer, products_only=transform in ("transformer", "layers"))
     return Recipe(transform, best_rounding if rounding == "auto" else rounding, precision)
 
 
@@ -113,7 +114,7 @@ def transform_graph(
         return spread_outliers(graph, seed)
     if name == "convolution":
         return fit_convolution(graph, batches)
-    return fit_transformer(graph, batches, seed)
+    return fit_transformer(graph, batches, seed, products=name == "transformer")
 
 
 def place_scheme(
@@ -237,19 +238,24 @@ def _keep_depthwise(graph: fx.GraphModule, config: QuantConfig, full: QuantConfi
 
 
 def _fit_groups(graph: fx.GraphModule, config: QuantConfig, rules: BackendRules) -> QuantConfig:
-    """`config` with one scale per channel where the format holds no groups of a weight, or not their scales."""
+    """`config` with one scale per channel where the format holds no groups of a weight or they are not worth it."""
     found = []
     for node in _layers(graph, rules):
         spec, weight = config.resolve(node.name, op_kind(node)).weight, _weight(graph, node)
-        if isinstance(spec.granularity, PerGroup) and weight is not None and not _has_groups(weight, spec):
+        if isinstance(spec.granularity, PerGroup) and weight is not None and not _has_groups(weight, spec, rules):
             found.append(QuantRule(name=node.name, weight=replace(spec, granularity=PerChannel(0))))
     return replace(config, rules=(*config.rules, *found))
 
 
-def _has_groups(weight: Tensor, spec: QuantSpec) -> bool:
-    """Whether groups divide the rows of a weight, and its scales are far above the least that 16 bits hold."""
+def _has_groups(weight: Tensor, spec: QuantSpec, rules: BackendRules) -> bool:
+    """Whether groups divide the rows of a weight, and its scales are far above the least that 16 bits hold.
+
+    Two-level scales also want a weight that is large enough, and more than one group a row.
+    """
     group = spec.granularity
     assert isinstance(group, PerGroup)
+    if group.two_level and (weight.numel() < rules.least_two_level or weight[0].numel() == group.size):
+        return False
     least = _ABOVE_LEAST * HALF_SCALES[0] * spec.qmax if group.half else 0.0
     return weight[0].numel() % group.size == 0 and float(weight.abs().max()) >= least
 
@@ -268,11 +274,11 @@ def _keep_ends(graph: fx.GraphModule, config: QuantConfig, full: QuantConfig, ru
 
 
 def _is_bulk(graph: fx.GraphModule, node: fx.Node, layers: Sequence[fx.Node], config: QuantConfig) -> bool:
-    """Whether a layer on groups reads the weight of `node`, and that weight is a large part of all weights."""
+    """Whether a layer with a scale of its own for each group reads the weight of `node`, a large part of all."""
     path = weight_of(node)
     readers = [n for n in layers if weight_of(n) == path]
     specs = [config.resolve(n.name, op_kind(n)).weight for n in readers]
-    if not any(isinstance(spec.granularity, PerGroup) for spec in specs):
+    if not any(isinstance(spec.granularity, PerGroup) and not spec.two_level for spec in specs):
         return False
     sizes = {p: fetch(graph, p).numel() for n in layers if (p := weight_of(n))}
     return path is not None and sizes[path] > BULK * sum(sizes.values())

@@ -243,7 +243,10 @@ def _insert_activation_grids(graph: fx.GraphModule, placement: Placement, plan: 
 
 
 def _materialize_scalar(graph: fx.GraphModule, node: fx.Node) -> None:
-    """Turn a Python scalar operand into a constant on an exact one-value grid: integer kernels take tensors only."""
+    """Turn a Python scalar operand into a constant on an exact one-value grid: integer kernels take tensors only.
+
+    It has the rank of the result, without which TFLite's converter cannot move it into an image's layout.
+    """
     for index, value in enumerate(node.args[:2]):
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
@@ -251,7 +254,7 @@ def _materialize_scalar(graph: fx.GraphModule, node: fx.Node) -> None:
         spec = QuantSpec(symmetric=True, narrow=True)
         qparams = QParams(spec, np.array(magnitude / spec.qmax, np.float32), np.array(0, np.int32))
         name = f"{node.name}_scalar"
-        graph.register_buffer(name, torch.tensor([float(value)]))
+        graph.register_buffer(name, torch.full([1] * max(node.meta["val"].dim(), 1), float(value)))
         with graph.graph.inserting_before(node):
             constant = graph.graph.get_attr(name)
         with graph.graph.inserting_after(constant):
@@ -282,10 +285,10 @@ def _insert_weight_grids(graph: fx.GraphModule, placement: Placement, plan: Quan
         if not isinstance(source, fx.Node):
             raise InternalError(f"{node.name} has no weight node", code="EQ-Z002", place=node.name)
         if op_kind(node) == TABLE:
-            _pick_codes(graph, node, plan.tensors[attribute].uniform, attribute)
+            _pick_codes(graph, node, plan.tensors[attribute].uniform.on_rows(), attribute)
             continue
         if attribute not in pairs:
-            qparams = plan.tensors[attribute].uniform
+            qparams = plan.tensors[attribute].uniform.on_rows()
             insert = _scale_groups if isinstance(qparams.spec.granularity, PerGroup) else _pair_per_channel
             pairs[attribute] = insert(graph, source, qparams, attribute)
         node.update_arg(1, pairs[attribute])

@@ -269,7 +269,7 @@ def _clip(node: OnnxNode) -> Function:
     if low is None and high is None:
         return lambda x, *_: x
     if (low, high) == (0.0, 6.0) and node.dtypes[0] == torch.float32:
-        return lambda x, *_: functional.relu6(x)
+        return lambda x, *_: functional.hardtanh(x, 0.0, 6.0)
     return lambda x, *_: torch.clamp(x, low, high)
 
 

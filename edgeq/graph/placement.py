@@ -35,7 +35,8 @@ class BackendRules:
         movement: Kinds that only move values: the output carries the input's codes.
         same_scale: Kinds that compute but whose kernel wants one grid for inputs and output.
         fixed: Kinds whose output grid the runtime dictates: scale and zero point.
-        fused: Activations that the preceding weighted operation absorbs.
+        fused: Activations that the preceding operation absorbs.
+        absorbing: Kinds that absorb them beside the weighted ones.
         symmetric: Kinds with operands, by position, that the fast kernel wants on a grid with zero point 0; without
             grids of outputs, unsigned codes of values from 0 on will do.
         int4: Kinds whose weights the format holds in 4 bits.
@@ -47,6 +48,7 @@ class BackendRules:
             asymmetric ranges.
         dynamic_rows: Without a group, each row of a linear layer's input has a range; otherwise the input has one.
         moves_together: What is moved out of one float tensor gets one grid.
+        least_two_level: Values of a weight from which on two-level scales are worth what the file needs for them.
     """
 
     name: str
@@ -57,6 +59,7 @@ class BackendRules:
     same_scale: frozenset[str]
     fixed: Mapping[str, tuple[float, int]]
     fused: frozenset[str]
+    absorbing: frozenset[str] = frozenset()
     symmetric: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     int4: frozenset[str] = frozenset()
     outputs: frozenset[str] | None = None
@@ -64,6 +67,7 @@ class BackendRules:
     dynamic_group: int = 0
     dynamic_rows: bool = True
     moves_together: bool = False
+    least_two_level: int = 0
 
     def writes_codes(self, kind: str) -> bool:
         """Whether the integer kernel of `kind` writes codes; otherwise it writes reals."""
@@ -257,11 +261,12 @@ def weight_position(node: fx.Node) -> int:
 
 
 def _fused(nodes: list[fx.Node], rules: BackendRules) -> dict[fx.Node, fx.Node]:
-    """Weighted operation -> the activation that its kernel absorbs."""
+    """Operation -> the activation that its kernel absorbs."""
     result = {}
+    absorbing = rules.absorbing | rules.weighted.keys()
     for node in nodes:
         users = list(node.users)
-        if op_kind(node) in rules.weighted and len(users) == 1 and op_kind(users[0]) in rules.fused:
+        if op_kind(node) in absorbing and len(users) == 1 and op_kind(users[0]) in rules.fused:
             result[node] = users[0]
     return result
 

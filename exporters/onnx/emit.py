@@ -19,6 +19,9 @@ from edgeq.spec import QuantPlan
 
 INSTALL = "pip install 'edgeq[onnx]'"
 OPSET = 18
+RUNTIME = "com.microsoft"
+"""Domain of the operations that onnxruntime adds to ONNX."""
+
 _DECOMPOSED = torch.ops.quantized_decomposed
 
 
@@ -63,6 +66,7 @@ def emit_onnx(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantPla
     _unshare_zeros(model)
     if plan is not None:
         pack_weights(model, plan)
+        _fuse_silu(model)
     onnx.save(model, str(path))
 
 
@@ -144,6 +148,33 @@ def _unshare_zeros(model: Any) -> None:
     kept = [entry for entry in model.graph.initializer if entry.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def _fuse_silu(model: Any) -> None:
+    """Write `x * sigmoid(x)` as onnxruntime's kernel for it.
+
+    onnxruntime does so by itself in float; behind an integer convolution each reader of `x` first gets a dequantization
+    of its own, and the pattern is lost.
+    """
+    from onnx import helper
+
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    fused = 0
+    for gate in [n for n in model.graph.node if n.op_type == "Sigmoid"]:
+        (source,), (product, *others) = gate.input, readers.get(gate.output[0]) or [gate]
+        if others or product.op_type != "Mul" or sorted(product.input) != sorted([source, gate.output[0]]):
+            continue
+        del product.input[:]
+        product.input.append(source)
+        product.op_type, product.domain = "QuickGelu", RUNTIME
+        product.attribute.append(helper.make_attribute("alpha", 1.0))
+        model.graph.node.remove(gate)
+        fused += 1
+    if fused:
+        model.opset_import.append(helper.make_opsetid(RUNTIME, 1))
 
 
 @contextmanager

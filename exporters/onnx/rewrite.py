@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from edgeq.errors import ModelError
+from edgeq.exporters.hard_activations import split_hard_activations
 from edgeq.exporters.rewrite import hoist_relu, to_subpixel
 from edgeq.graph.naming import rebuild
-from edgeq.graph.rewrite import aten, calls, fetch, prune, refresh
+from edgeq.graph.rewrite import aten, axes_of, call, calls, fetch, prune, refresh, shape_of, supersede
 from edgeq.spec import QuantPlan
 
 _DECOMPOSED = torch.ops.quantized_decomposed
@@ -66,8 +67,23 @@ def prepare_onnx(graph: fx.GraphModule) -> fx.GraphModule:
         to_subpixel(prepared, node)
     for node in calls(prepared, aten.relu.default):
         hoist_relu(prepared, node)
+    split_hard_activations(prepared)
+    refresh(prepared)
+    for node in calls(prepared, aten.mean.dim):
+        _pool(prepared, node)
     refresh(prepared)
     return rebuild(prepared)
+
+
+def _pool(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Write the mean over an image as an average pool, which has an integer kernel."""
+    source, axes, keep = (*node.args, False)[:3]
+    if not isinstance(source, fx.Node) or len(shape_of(source)) != 4 or axes_of(axes, 4) != (2, 3):
+        return
+    pooled = call(graph, aten.avg_pool2d.default, source, list(shape_of(source)[2:]), before=node)
+    if not keep:
+        pooled = call(graph, aten.reshape.default, pooled, list(shape_of(source)[:2]), before=node)
+    supersede(node, pooled)
 
 
 def lower(emission: fx.GraphModule, plan: QuantPlan) -> fx.GraphModule:
@@ -93,9 +109,29 @@ def lower(emission: fx.GraphModule, plan: QuantPlan) -> fx.GraphModule:
         _lower_layer(graph, node)
     for node in calls(graph, _Q_TENSOR):
         _lower_activation(graph, node)
+    for node in calls(graph, aten.hardtanh.default):
+        _drop_clip(node)
     graph.graph.lint()
     graph.recompile()
     return graph
+
+
+def _drop_clip(node: fx.Node) -> None:
+    """Remove a clip whose result is quantized at once on a grid that ends no later: rounding clips as well.
+
+    onnxruntime does so with ReLU by itself.
+    """
+    source, low, high = (*node.args, -1.0, 1.0)[:3]
+    assert isinstance(source, fx.Node)
+    for reader in node.users:
+        if reader.target is not _Q_TENSOR:
+            return
+        scale, zero, least, most = reader.args[1:5]
+        ends = [(end - zero) * scale for end in (least, most)]  # type: ignore[operator]
+        if ends[0] < low - scale / 2 or ends[1] > high + scale / 2:  # type: ignore[operator]
+            return
+    node.replace_all_uses_with(source)
+    node.graph.erase_node(node)
 
 
 def _lower_layer(graph: fx.GraphModule, node: fx.Node) -> None:

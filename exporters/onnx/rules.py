@@ -24,7 +24,8 @@ ONNX = BackendRules(
     movement=frozenset({"reshape", "flatten", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"}),
     same_scale=frozenset({"max_pool2d"}),
     fixed={"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128)},
-    fused=frozenset({"relu"}),
+    fused=frozenset({"relu", "hardtanh"}),
+    absorbing=frozenset({"add"}),
     dynamic_rows=False,
     # A convolution whose result is not quantized stays float. The kernels of linear layers write floats as fast.
     outputs=_INTEGER - {"linear", "matmul"},

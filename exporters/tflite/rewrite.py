@@ -6,6 +6,7 @@ import copy
 
 from torch import fx
 
+from edgeq.exporters.hard_activations import split_hard_activations
 from edgeq.exporters.rewrite import hoist_relu, split_silu, to_subpixel
 from edgeq.graph.naming import rebuild
 from edgeq.graph.rewrite import aten, call, calls, refresh, shape_of, supersede
@@ -16,7 +17,7 @@ def prepare_tflite(graph: fx.GraphModule) -> fx.GraphModule:
 
     TFLite's converter quantizes no transposed convolution from Q/DQ, so each would stay a float island, in size and
     in time. A ReLU behind a reshape or a crop would neither be absorbed by the layer nor run by XNNPACK in integers.
-    Rows are picked within bounds.
+    SiLU and hard activations are products, sums and clips. Rows are picked within bounds.
     """
     prepared = copy.deepcopy(graph)
     for node in calls(prepared, aten.conv_transpose2d.input):
@@ -25,6 +26,7 @@ def prepare_tflite(graph: fx.GraphModule) -> fx.GraphModule:
         hoist_relu(prepared, node)
     for node in calls(prepared, aten.silu.default):
         split_silu(prepared, node)
+    split_hard_activations(prepared)
     for node in calls(prepared, aten.index_select.default):
         pick_in_bounds(prepared, node)
     refresh(prepared)

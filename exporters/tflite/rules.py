@@ -27,6 +27,7 @@ TFLITE = BackendRules(
     same_scale=frozenset({"max_pool2d", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d"}),
     fixed={"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)},
     fused=frozenset({"relu", "hardtanh"}),
+    absorbing=frozenset({"add"}),
     # XNNPACK declines a batch matmul whose right operand has another zero point: 20 times slower, and a partition more.
     symmetric={"matmul": (1,)},
     # XNNPACK has no INT4 convolution, and the builtin kernel is three times slower than its INT8 one.

@@ -60,6 +60,7 @@ CASES = (
     Case("matmul", lambda: Lambda(torch.matmul), ((1, 2, 9, 16), (1, 2, 16, 9)), "BATCH_MATMUL"),
     Case("add", lambda: Lambda(torch.add), ((1, 5, 16), (1, 5, 16)), "ADD"),
     Case("add_constant", lambda: Lambda(lambda x: x + 0.5), ((1, 5, 16),), "ADD"),
+    Case("add_relu6", lambda: Lambda(lambda x: functional.hardtanh(x + 3.0, 0.0, 6.0)), ((1, 5, 16),), "ADD"),
     Case("mul", lambda: Lambda(torch.mul), ((1, 5, 16), (1, 5, 16)), "MUL", 0.06),
     Case("mul_constant", lambda: Lambda(lambda x: x * 0.125), ((1, 5, 16),), "MUL"),
     Case("gelu", lambda: nn.GELU(), ((1, 5, 64),), "GELU"),

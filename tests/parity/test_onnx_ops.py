@@ -24,7 +24,7 @@ from tests.parity.cases import CASES, Case
 
 KERNELS = (
     *("linear", "linear_no_bias", "linear_relu", "conv3x3", "conv3x3_stride2_relu", "conv1x1", "patch_embed"),
-    *("depthwise", "matmul", "add", "add_constant", "mul", "mul_constant", "softmax", "sigmoid"),
+    *("depthwise", "matmul", "add", "add_constant", "add_relu6", "mul", "mul_constant", "softmax", "sigmoid"),
     *("max_pool", "avg_pool"),
 )
 MORE = (
@@ -113,13 +113,13 @@ def test_every_product_is_an_integer_kernel(integer: Built) -> None:
     assert not integer.read_back.extra
     written = Counter(op.op for op in integer.read_back.ops if op.kernel == "int8")
     assert written == {
-        **{"Conv": 7, "MatMul": 6, "Add": 2, "Mul": 2, "Softmax": 1, "Sigmoid": 1, "MaxPool": 1},
+        **{"Conv": 7, "MatMul": 6, "Add": 3, "Mul": 2, "Softmax": 1, "Sigmoid": 1, "MaxPool": 1},
         **{"AveragePool": 1, "LeakyRelu": 1},
     }
     execution = OrtModel(integer.path).execution()
     kernels = Counter(op.op for op in execution.ops)
     assert {k: n for k, n in kernels.items() if k.startswith("Q") or "Integer" in k} == {
-        **{"QLinearConv": 7, "QGemm": 4, "MatMulIntegerToFloat": 2, "QLinearAdd": 2, "QLinearMul": 2},
+        **{"QLinearConv": 7, "QGemm": 4, "MatMulIntegerToFloat": 2, "QLinearAdd": 3, "QLinearMul": 2},
         **{"QLinearSoftmax": 1, "QLinearSigmoid": 1, "QLinearAveragePool": 1, "QLinearLeakyRelu": 1},
         **{"QuantizeLinear": kernels["QuantizeLinear"]},
     }

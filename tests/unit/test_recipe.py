@@ -18,7 +18,7 @@ from edgeq.graph.capture import capture
 from edgeq.quant.ranges import parse_estimator
 from edgeq.quant.rounding import get_rounder
 from edgeq.recipe import Recipe, place_scheme, recipe_for, transform_graph, width_problem
-from edgeq.spec import OpConfig, PerChannel, PerGroup, Precision, QuantConfig, QuantRule, QuantSpec
+from edgeq.spec import Granularity, OpConfig, PerChannel, PerGroup, Precision, QuantConfig, QuantRule, QuantSpec
 
 
 class Three(nn.Module):
@@ -43,12 +43,12 @@ def graph() -> fx.GraphModule:
 def test_every_combination_is_a_recipe_of_known_parts(scheme: str, method: str) -> None:
     for rounding, bits in itertools.product(ROUNDINGS, BITS):
         recipe = recipe_for("percentile:0.999" if method == "percentile" else method, rounding, bits, scheme)
-        assert recipe.transform in ("none", "rotate", "transformer", "convolution")
+        assert recipe.transform in ("none", "rotate", "transformer", "layers", "convolution")
         assert get_rounder(recipe.rounding)
         assert rounding in ("auto", recipe.rounding)
         assert (recipe.precision.weight_bits, recipe.precision.activation_bits) == split_bits(bits)
         parse_estimator(recipe.precision.observer)
-        assert recipe.precision.products_only == (recipe.transform == "transformer")
+        assert recipe.precision.products_only == (recipe.transform in ("transformer", "layers"))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_every_combination_is_a_recipe_of_known_parts(scheme: str, method: str) 
     [
         ("auto", "auto", "w8a8", "dynamic", Recipe("none", "nearest", Precision())),
         ("auto", "auto", "w4a8", "dynamic", Recipe("rotate", "gptq", Precision(4, 8))),
-        ("auto", "auto", "w8a8", "static", Recipe("transformer", "gptq", Precision(products_only=True))),
+        ("auto", "auto", "w8a8", "static", Recipe("layers", "gptq", Precision(products_only=True))),
         ("auto", "erq", "w4a8", "integer", Recipe("transformer", "erq", Precision(4, 8, products_only=True))),
         ("rotate", "auto", "w8a8", "integer", Recipe("rotate", "gptq", Precision())),
         ("mse", "auto", "w8a8", "integer", Recipe("none", "nearest", Precision(observer="mse"))),
@@ -230,6 +230,29 @@ def test_most_of_a_model_is_worth_four_bits_at_its_ends_on_groups(
     sizes = {p: s.granularity.size if isinstance(s.granularity, PerGroup) else None for p, s in specs.items()}
     assert sizes["tokens.weight"] == sizes["even.weight"] == group
     assert sizes["odd.weight"] is None, "64 does not divide its rows"
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "large", "small"),
+    [
+        ("openvino", "static", PerGroup(64, two_level=True), PerChannel(0)),
+        ("openvino", "integer", PerGroup(64, two_level=True), PerChannel(0)),
+        ("openvino", "dynamic", PerGroup(64), PerGroup(64)),
+        ("onnx", "static", PerChannel(0), PerChannel(0)),
+        ("tflite", "integer", PerChannel(0), PerChannel(0)),
+    ],
+)
+def test_large_weights_of_kernels_that_know_scales_of_rows_have_two_level_ones(
+    name: str, scheme: str, large: Granularity, small: Granularity
+) -> None:
+    sizes = (64, 256, 512, 256, 96, 1400, 9)
+    layers = nn.Sequential(*(nn.Linear(i, o) for i, o in itertools.pairwise(sizes)))
+    graph = capture(layers.eval(), (torch.randn(1, 64),))
+    config, placement = place_scheme(graph, get_exporter(name), scheme, Precision(4))
+    found = [config.resolve(n, placement.ops[n].op).weight for n in placement.weights]
+    assert [s.bits for s in found] == [8, 4, 4, 4, 4, 8]
+    # 64 does not divide the rows of 96 inputs
+    assert [s.granularity for s in found] == [PerChannel(0), large, large, small, PerChannel(0), PerChannel(0)]
 
 
 def test_a_table_of_a_layer_is_offered_four_bits_where_the_file_holds_them(spoken: fx.GraphModule) -> None:

@@ -1,18 +1,20 @@
-"""What makes the tensors of convolutional networks fit grids of 8 bits: quiet channels around SiLU are enlarged."""
+"""What makes the tensors of convolutional networks fit grids of 8 bits: quiet channels around swishes are enlarged."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import cast
 
 import torch
 from torch import Tensor, fx
 
 from edgeq.graph.bounds import set_bounds
+from edgeq.graph.kinds import op_kind
 from edgeq.graph.naming import rebuild
-from edgeq.graph.rewrite import aten, call, calls, refresh, shape_of
+from edgeq.graph.rewrite import aten, axes_of, call, calls, refresh, shape_of, single_user
 from edgeq.graph.transforms.channels import ChannelStatistics, channel_statistics
 from edgeq.graph.transforms.parameters import argument, parameter, set_parameter, store_constant
 from edgeq.graph.transforms.report import Applied, Batches, Report, Skipped
@@ -24,9 +26,18 @@ ALPHA = 0.75
 SATURATED = 8.0
 """Beyond it a sigmoid differs from 0 and 1 by a tenth of an 8-bit code, and `x * sigmoid(x)` by 0.003 from ReLU."""
 
+CLIPPED = 3.0
+"""Beyond it a hard sigmoid is 0 and 1, and a hard swish is a ReLU."""
+
+_SIGMOID_GRID = (-SATURATED, SATURATED)
+_CLIP_GRID = (-CLIPPED * 128 / 127, CLIPPED)  # with 0 in the middle, so that the upper end is a code
 _LEVELS = 255  # factors are multiples of 1/255, which a grid of 8 bits from 0 to 1 holds exactly
 _QUIET = 0.02  # a channel is treated as if it reached at least this: dead ones must not get factors of 0
-_PASSING = (aten.max_pool2d.default, aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec)
+_PASSING = (
+    *(aten.max_pool2d.default, aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec),
+    *(aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default),
+)
+_FLAT = ("reshape", "flatten", "squeeze")
 
 
 _FIXED = 0  # number of the channel whose factor is 1
@@ -34,17 +45,25 @@ _FIXED = 0  # number of the channel whose factor is 1
 
 @dataclass(frozen=True)
 class _Site:
-    """A convolution, the sigmoid and the product that make its SiLU."""
+    """A convolution, and what makes its SiLU or hard swish.
+
+    Args:
+        layer: The convolution.
+        gate: What reads it on the way to the factor: the sigmoid, or the sum before the clip.
+        result: The product of both.
+        grid: Ends of what the factor is made of; beyond the upper one and its negative it does not change.
+    """
 
     layer: fx.Node
     gate: fx.Node
     result: fx.Node
+    grid: tuple[float, float]
 
 
 def fit_convolution(graph: fx.GraphModule, batches: Batches) -> tuple[fx.GraphModule, tuple[Applied, ...]]:
-    """Balance the channels around SiLU in a copy; the function stays, up to float rounding.
+    """Balance the channels around SiLU and hard swish in a copy; the function stays, up to float rounding.
 
-    A graph without `x * sigmoid(x)` between convolutions is returned as it is.
+    A graph without `x * sigmoid(x)` or `x * relu6(x + 3)` between convolutions is returned as it is.
 
     Args:
         graph: Canonical float graph, prepared for the runtime.
@@ -53,36 +72,39 @@ def fit_convolution(graph: fx.GraphModule, batches: Batches) -> tuple[fx.GraphMo
     Raises:
         DataError: There is no batch, or an input holds NaN or infinity.
     """
-    axes = silu_tensors(graph)
+    axes = swish_tensors(graph)
     if not axes:
         return graph, ()
     copied = copy.deepcopy(graph)
-    report = balance_silu(copied, channel_statistics(copied, list(axes), batches(), axes))
-    return rebuild(copied), (Applied("balance SiLU", len(report.sites), report.skipped),)
+    report = balance_swish(copied, channel_statistics(copied, list(axes), batches(), axes))
+    return rebuild(copied), (Applied("balance swish", len(report.sites), report.skipped),)
 
 
-def silu_tensors(gm: fx.GraphModule) -> dict[str, int]:
-    """What `balance_silu` takes statistics of: convolutions before `x * sigmoid(x)`, by axis of channels."""
+def swish_tensors(gm: fx.GraphModule) -> dict[str, int]:
+    """What `balance_swish` takes statistics of: convolutions before SiLU and hard swish, by axis of channels."""
     return {site.layer.name: 1 for site in _Flow(gm).open_sites()}
 
 
-def balance_silu(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> Report[str]:
+def balance_swish(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]) -> Report[str]:
     """Divide each channel before `x * sigmoid(x)` by a factor of its own, and multiply the weights that read it by it.
+
+    Likewise before `x * relu6(x + 3)`, six times a hard swish.
 
     With factors s of the channels, `x' = x / s` comes out of the convolution, the sigmoid reads `x' s`, and the product
     `x' sigmoid(x' s)` is `SiLU(x) / s`, which the columns of the next layers' weights undo. One multiplication for each
     value is all it costs, and its grid needs to reach `SATURATED` only. A channel that reaches r beside one that
     reaches R gets `s = (r / R) ** ALPHA`. What lies below `-SATURATED` gets no codes: SiLU makes nearly nothing of it.
-    Scales pass to convolutions, also through joined and split channels, maximum pools, nearest upsampling and residual
-    sums: channels that are added have one factor, that of the one which reaches furthest in its tensor.
+    Scales pass to convolutions and linear layers, also through joined and split channels, pools, nearest upsampling,
+    products with what has none (squeeze and excitation) and residual sums: channels that are added have one factor,
+    that of the one which reaches furthest in its tensor.
 
     Source: ours, in the spirit of cross-layer equalization (Nagel et al., arXiv:1906.04721, section 4.1), which needs
     an activation with `f(s x) = s f(x)`; the exponent is SmoothQuant's alpha (arXiv:2211.10438, equation 4).
 
     Args:
         gm: Canonical graph, changed in place; refreshed afterwards. Bounds are noted on the convolutions and on what
-            the sigmoids read.
-        statistics: Of the tensors of `silu_tensors`, by name; convolutions without are skipped.
+            the factors are made of.
+        statistics: Of the tensors of `swish_tensors`, by name; convolutions without are skipped.
 
     Returns:
         The names of the convolutions.
@@ -91,7 +113,7 @@ def balance_silu(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]
     for site in flow.sites:
         if site.layer.name not in statistics:
             flow.fix(flow.channels[site.result], f"no statistics of {site.layer.name}")
-    factors = flow.factors({site: _reach(statistics[site.layer.name]) for site in flow.open_sites()})
+    factors = flow.factors({site: _reach(statistics[site.layer.name], site.grid[1]) for site in flow.open_sites()})
     for site in flow.open_sites():
         _balance(gm, site, statistics[site.layer.name], factors[flow.channels[site.result]])
     for reader, numbers in flow.readers.items():
@@ -103,13 +125,13 @@ def balance_silu(gm: fx.GraphModule, statistics: Mapping[str, ChannelStatistics]
     return Report(done, flow.skipped())
 
 
-def _reach(seen: ChannelStatistics) -> Tensor:
-    """How far from 0 channels reach `(C,)`, as far as SiLU makes something of it."""
-    return torch.maximum(seen.high.clamp(min=_QUIET), -seen.low.clamp(-SATURATED, 0))
+def _reach(seen: ChannelStatistics, end: float) -> Tensor:
+    """How far from 0 channels reach `(C,)`, as far as a swish makes something of it."""
+    return torch.maximum(seen.high.clamp(min=_QUIET), -seen.low.clamp(-end, 0))
 
 
 def _balance(gm: fx.GraphModule, site: _Site, seen: ChannelStatistics, factors: Tensor) -> None:
-    high, low = seen.high.clamp(min=_QUIET), seen.low.clamp(-SATURATED, 0)
+    high, low = seen.high.clamp(min=_QUIET), seen.low.clamp(-site.grid[1], 0)
     layer, gate = site.layer, site.gate
     weight, bias = parameter(gm, layer, "weight"), parameter(gm, layer, "bias")
     assert weight is not None
@@ -120,17 +142,18 @@ def _balance(gm: fx.GraphModule, site: _Site, seen: ChannelStatistics, factors: 
     constant = store_constant(gm, f"{layer.name}.factors", factors.reshape(1, -1, 1, 1), gate)
     set_bounds(constant, 0.0, 1.0, "balanced channels")
     restored = call(gm, aten.mul.Tensor, layer, constant, before=gate, like=layer)
-    set_bounds(restored, -SATURATED, SATURATED, "saturated sigmoid")
+    set_bounds(restored, *site.grid, "saturated factor")
     gate.replace_input_with(layer, restored)
 
 
 def _undo(gm: fx.GraphModule, reader: fx.Node, factors: Tensor) -> None:
     """Multiply the weights of `reader` by the factors of the channels that it reads."""
-    weight, groups = parameter(gm, reader, "weight"), argument(reader, "groups")
+    weight = parameter(gm, reader, "weight")
+    groups = argument(reader, "groups") if reader.target is aten.conv2d.default else 1
     assert weight is not None and isinstance(groups, int)
-    outputs, inputs = weight.shape[:2]
-    columns = factors.reshape(groups, 1, inputs).expand(-1, outputs // groups, -1).reshape(outputs, inputs, 1, 1)
-    set_parameter(gm, reader, "weight", weight.double() * columns)
+    outputs, inputs, *taps = weight.shape
+    columns = factors.reshape(groups, 1, inputs).expand(-1, outputs // groups, -1)
+    set_parameter(gm, reader, "weight", weight.double() * columns.reshape(outputs, inputs, *(1 for _ in taps)))
 
 
 class _Flow:
@@ -185,9 +208,9 @@ class _Flow:
 
     def _pass(self, gm: fx.GraphModule, node: fx.Node, scaled: Sequence[fx.Node]) -> None:
         """Follow the channels of `scaled` through `node`."""
-        if node.target is aten.conv2d.default and parameter(gm, node, "weight") is not None:
+        if _is_reader(gm, node):
             self.readers[node] = self.channels[scaled[0]]
-        elif node.target in _PASSING:
+        elif node.target in _PASSING or _keeps_channels(node) or (_is_product(node) and len(scaled) == 1):
             self.channels[node] = self.channels[scaled[0]]
         elif node.target is aten.slice.Tensor and argument(node, "dim") == 1:
             self.channels[node] = self.channels[scaled[0]][slice(*node.args[2:])]  # type: ignore[arg-type]
@@ -217,6 +240,30 @@ class _Flow:
         self._parents[high] = low
 
 
+def _is_reader(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is a layer whose inputs are channels."""
+    source = node.args[0] if node.args else None
+    flat = node.target is aten.linear.default and isinstance(source, fx.Node) and len(shape_of(source)) == 2
+    return (flat or node.target is aten.conv2d.default) and parameter(gm, node, "weight") is not None
+
+
+def _keeps_channels(node: fx.Node) -> bool:
+    """Whether `node` averages over an image, or makes a list of channels of an image of one pixel."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or len(shape_of(source)) != 4:
+        return False
+    before, after = shape_of(source), shape_of(node)
+    if node.target is aten.mean.dim:
+        return set(axes_of(node.args[1], 4)) <= {2, 3}
+    return op_kind(node) in _FLAT and after[:2] == before[:2] and prod(before) == prod(after[:2])
+
+
+def _is_product(node: fx.Node) -> bool:
+    """Whether `node` multiplies with something that has a value for each channel, or one for all."""
+    parts = [n for n in node.all_input_nodes if len(shape_of(n)) > 1]
+    return node.target is aten.mul.Tensor and all(shape_of(n)[1] in (1, shape_of(node)[1]) for n in parts)
+
+
 def _is_sum(node: fx.Node) -> bool:
     """Whether `node` adds two tensors of one shape."""
     parts = node.all_input_nodes
@@ -229,12 +276,24 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _sites(gm: fx.GraphModule) -> Iterator[_Site]:
-    """The SiLUs between a convolution with a constant weight and whatever reads them."""
-    for gate in calls(gm, aten.sigmoid.default):
-        layer, users = gate.args[0], list(gate.users)
+    """The swishes between a convolution with a constant weight and whatever reads them."""
+    for factor in calls(gm, aten.sigmoid.default, aten.hardtanh.default):
+        gate, grid = _gate_of(factor)
+        layer, users = gate.args[0], list(factor.users)
         if not isinstance(layer, fx.Node) or layer.target is not aten.conv2d.default or len(users) != 1:
             continue
         result = users[0]
-        product = result.target is aten.mul.Tensor and set(result.all_input_nodes) == {layer, gate}
+        product = result.target is aten.mul.Tensor and set(result.all_input_nodes) == {layer, factor}
         if product and set(layer.users) == {gate, result} and parameter(gm, layer, "weight") is not None:
-            yield _Site(layer, gate, result)
+            yield _Site(layer, gate, result, grid)
+
+
+def _gate_of(factor: fx.Node) -> tuple[fx.Node, tuple[float, float]]:
+    """What makes a factor of a tensor, and its grid: a sigmoid, or the sum before a clip."""
+    total = factor.args[0]
+    if factor.target is aten.sigmoid.default or tuple(factor.args[1:]) != (0.0, 2 * CLIPPED):
+        return factor, _SIGMOID_GRID
+    summed = isinstance(total, fx.Node) and total.target is aten.add.Tensor and single_user(total)
+    if not isinstance(total, fx.Node) or not summed or total.args[1] != CLIPPED or total.kwargs:
+        return factor, _CLIP_GRID
+    return total, _CLIP_GRID

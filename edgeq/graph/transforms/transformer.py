@@ -13,8 +13,8 @@ from edgeq.graph.transforms.balance import balance_hidden, balance_stems, hidden
 from edgeq.graph.transforms.channels import channel_statistics
 from edgeq.graph.transforms.heads import head_tensors, rotate_heads, scale_heads
 from edgeq.graph.transforms.keys import center_keys, key_tensors
-from edgeq.graph.transforms.probabilities import split_probabilities
-from edgeq.graph.transforms.report import Applied, Batches
+from edgeq.graph.transforms.probabilities import SplitReport, split_probabilities
+from edgeq.graph.transforms.report import Applied, Batches, Report
 from edgeq.graph.transforms.rotate import RotationReport, rotate_streams
 
 HEADS_EVERY = 4
@@ -34,7 +34,7 @@ def spread_outliers(graph: fx.GraphModule, seed: int = 0) -> tuple[fx.GraphModul
 
 
 def fit_transformer(
-    graph: fx.GraphModule, batches: Batches, seed: int = 0
+    graph: fx.GraphModule, batches: Batches, seed: int = 0, *, products: bool = True
 ) -> tuple[fx.GraphModule, tuple[Applied, ...]]:
     """Rotate streams and heads, centre keys, balance hidden layers, scale heads and split probabilities, in a copy.
 
@@ -45,6 +45,8 @@ def fit_transformer(
         graph: Canonical float graph.
         batches: Calibration inputs; read once, and every fourth of them twice.
         seed: Of the rotations.
+        products: Whether products of two activations will read grids; heads are scaled and probabilities split for
+            them alone.
 
     Raises:
         DataError: There is no batch, or an input holds NaN or infinity.
@@ -58,10 +60,11 @@ def fit_transformer(
     keys = center_keys(copied, seen)
     hidden = balance_hidden(copied, seen)
     stem = balance_stems(copied, {name: seen[name] for name in stems})
-    axes = head_tensors(copied)
+    axes = head_tensors(copied) if products else {}
     few = islice(batches(), 0, None, HEADS_EVERY)
-    scaled = scale_heads(copied, channel_statistics(copied, list(axes), few, axes) if axes else {})
-    split = split_probabilities(copied)
+    seen = channel_statistics(copied, list(axes), few, axes) if axes else {}
+    scaled = scale_heads(copied, seen) if products else Report((), ())
+    split = split_probabilities(copied) if products else SplitReport({}, ())
     refresh(copied)
     applied = (
         _rotated(streams),

@@ -17,7 +17,7 @@ from edgeq.graph.bounds import bounds_of
 from edgeq.graph.capture import capture
 from edgeq.graph.legalize import Legalized, legalize, observed
 from edgeq.graph.rewrite import aten, calls, constant_of
-from edgeq.graph.transforms.convolution import SATURATED, balance_silu, fit_convolution, silu_tensors
+from edgeq.graph.transforms.convolution import SATURATED, balance_swish, fit_convolution, swish_tensors
 from edgeq.metrics import sqnr_db
 from edgeq.quant.calibrator import calibrate
 from edgeq.recipe import place_scheme
@@ -130,7 +130,7 @@ def test_channels_that_are_put_out_keep_their_scale() -> None:
 
 def test_no_value_that_counts_leaves_the_bounds() -> None:
     graph, x = detector(1)
-    axes = silu_tensors(graph)
+    axes = swish_tensors(graph)
     fitted, _ = fit_convolution(graph, lambda: iter([(x,)]))
     seen: dict[str, Tensor] = {}
 
@@ -190,7 +190,7 @@ def test_nothing_to_balance_is_the_graph_itself() -> None:
 def test_without_statistics_a_layer_is_left_alone() -> None:
     graph, x = detector(0)
     expected = graph(x)[0]
-    report = balance_silu(graph, {})
+    report = balance_swish(graph, {})
     assert report.sites == () and len(report.skipped) == 6
     assert torch.equal(graph(x)[0], expected)
 
