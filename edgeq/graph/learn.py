@@ -28,7 +28,9 @@ EVALUATIONS = 10
 
 _TRIAL_BATCH = 8
 _TRIAL_STEPS = 3
-_BATCH = 32
+_BATCH, _LEAST_BATCH = 32, 4
+_ELEMENTS = _BATCH * 3 * 224 * 224
+"""Of the inputs of a batch at most: what larger images would take of time and memory is better spent on steps."""
 _WEIGHT_RATE = 1e-2
 """Steps of the roundings, by `tools/bench/vit_accuracy.py`: with the usual 1e-3 nothing moves in minutes."""
 
@@ -87,12 +89,13 @@ def learn(
     Raises:
         EdgeqError: As `reconstruct`.
     """
-    found = _run(graph, legalized, placement, samples, _fit(steps), folder, progress)
-    before = {name: fit.start for name, fit in found.fits.items()}
-    after = {name: fit.best for name, fit in found.fits.items()}
+    fit = _fit(steps, samples)
+    found = _run(graph, legalized, placement, samples, fit, folder, progress)
+    before = {name: done.start for name, done in found.fits.items()}
+    after = {name: done.best for name, done in found.fits.items()}
     learned = reconstructed(legalized, found)
     learned = replace(learned, plan=replace(learned.plan, notes=legalized.plan.notes))
-    held = torch.split(samples[_fit(steps).split(len(samples))[1]], 1)
+    held = torch.split(samples[fit.split(len(samples))[1]], 1)
     noise = [_noise(graph, candidate.simulation, held) for candidate in (legalized, learned)]
     report = Learned(steps, before, after, (noise[0], noise[1]))
     return (learned if report.kept else legalized), report
@@ -145,13 +148,17 @@ def steps_within(
     end = clock()
     trial_step = max(1e-6, ((end - middle) - (middle - start)) / _TRIAL_STEPS)
     passes = max(0.0, (middle - start) - trial_step) / len(few)  # of one sample through all blocks, several times
-    step = trial_step * min(_BATCH, len(samples)) / min(_TRIAL_BATCH, len(few))
+    step = trial_step * min(_batch(samples), len(samples)) / min(_TRIAL_BATCH, len(few))
     left = seconds - (end - start) - 1.5 * passes * len(samples)  # 1.5: the later looks at the held-out samples
     return max(LEAST_STEPS, int(left / step))
 
 
-def _fit(steps: int) -> FitSettings:
-    return FitSettings(iterations=steps, batch_size=_BATCH, evaluations=min(EVALUATIONS, steps))
+def _batch(samples: Tensor) -> int:
+    return max(_LEAST_BATCH, min(_BATCH, _ELEMENTS // samples[0].numel()))
+
+
+def _fit(steps: int, samples: Tensor) -> FitSettings:
+    return FitSettings(iterations=steps, batch_size=_batch(samples), evaluations=min(EVALUATIONS, steps))
 
 
 def _run(

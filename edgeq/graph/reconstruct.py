@@ -1,9 +1,9 @@
 """Block reconstruction of a whole graph: roundings, activation scales and biases learned block by block.
 
 The legalized graph is cut at its residual stream. Each block is trained on what the blocks before it really deliver, so
-that its output comes close to that of the float block; at the end all blocks may be trained together on the output of
-the network. The start is whatever rounding made the legalized graph, and the result has its form, so that it replaces
-codes, grids and biases there.
+that what it gives comes close to what the float block gives; at the end all blocks may be trained together on the
+outputs of the network. The start is whatever rounding made the legalized graph, and the result has its form, so that it
+replaces codes, grids and biases there.
 
 BRECQ (Li et al. 2021, arXiv 2102.05426) with QDrop (Wei et al. 2022, arXiv 2203.05740), on captured graphs.
 """
@@ -11,8 +11,9 @@ BRECQ (Li et al. 2021, arXiv 2102.05426) with QDrop (Wei et al. 2022, arXiv 2203
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from edgeq.errors import DataError, ModelError, UsageError, unknown_name
 from edgeq.graph.batch import batched
-from edgeq.graph.blocks import MAX_LAYERS, Block, blocks_of, extract
+from edgeq.graph.blocks import MAX_LAYERS, Block, blocks_of, extract, joined, whole
 from edgeq.graph.legalize import Legalized
 from edgeq.graph.placement import Placement
 from edgeq.graph.rewrite import fetch
@@ -62,6 +63,8 @@ _BIAS_RATE = 5e-4
 _BATCH = 64
 
 Loss = Literal["mse", "fisher", "features"]
+Tensors = dict[str, Tensor]
+"""What nodes give for all samples, by their names."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ def reconstructed(legalized: Legalized, found: Reconstructed) -> Legalized:
         digest = codes_hash(solved.codes.numpy())
         rounding = f"{stored.rounding}, {solved.note}"
         tensors[attribute] = replace(stored, qparams=solved.qparams, rounding=rounding, codes_sha256=digest)
-        _set_weight_grid(emission, nodes[name], solved.qparams)
+        _set_weight_grid(emission, nodes[name], solved.qparams.on_rows())
     emission.recompile()
     plan = QuantPlan(legalized.plan.scheme, tensors, legalized.plan.ops)
     return Legalized(plan, emission, emission, legalized.absorbed)
@@ -249,38 +252,44 @@ class _Work:
         self._deadline = None if settings.budget_seconds is None else time.monotonic() + settings.budget_seconds
 
     def run(self) -> Reconstructed:
-        settings = self.settings
+        settings, start = self.settings, dict.fromkeys(self.blocks[0].sources, self.samples)
         stages = (len(self.blocks) if settings.blocks else 0) + (len(self.blocks) if settings.joint else 0)
         if settings.blocks is not None:
-            exact = rough = self.samples
-            for block in self.blocks:
-                exact, rough = self._block(block, exact, rough, settings.blocks, stages)
+            exact, rough = dict(start), dict(start)
+            for number, block in enumerate(self.blocks):
+                pair = self._block(block, exact, rough, settings.blocks, stages)
+                later = {name for b in self.blocks[number + 1 :] for name in b.sources}
+                for held, results in zip((exact, rough), pair, strict=True):
+                    held.update(results)
+                    for name in held.keys() - later:
+                        del held[name]
                 stages -= 1
         if settings.joint is not None:
-            first, last = self.blocks[0], self.blocks[-1]
-            layers = tuple(name for b in self.blocks for name in b.layers)
-            self._block(
-                Block(first.source, last.result, layers), self.samples, self.samples, settings.joint, 1, "joint"
-            )
+            self._block(whole(self.graph, self.blocks), start, start, settings.joint, 1, "joint")
         return self._result()
 
     def _block(
-        self, block: Block, exact: Tensor, rough: Tensor, effort: Effort, stages: int, name: str = ""
-    ) -> tuple[Tensor, Tensor]:
+        self, block: Block, exact: Tensors, rough: Tensors, effort: Effort, stages: int, name: str = ""
+    ) -> tuple[Tensors, Tensors]:
         """Train one block; what it gives in the float and in the quantized network."""
-        student = extract(self.student, block.source, block.result)
-        targets = self._apply(extract(self.teacher, block.source, block.result), exact)
+        student = extract(self.student, block.sources, block.results)
+        inputs = [tuple(held[source] for source in block.sources) for held in (exact, rough)]
+        results = self._apply(extract(self.teacher, block.sources, block.results), inputs[0])
         roundings = self._roundings(block, effort)
         biases = self._biases(block) if effort.learn_biases else {}
         if roundings or biases:
-            data = BlockData((exact,), (rough,), targets)
+            learner, targets = student, results[0]
+            if len(results) > 1:
+                units = _units(results)
+                learner = joined(student, units)
+                targets = torch.cat([x.flatten(1) / unit for x, unit in zip(results, units, strict=True)], dim=1)
             fit = effort.settings.fit
             if self._deadline is not None:
                 fit = replace(fit, budget_seconds=max(0.0, self._deadline - time.monotonic()) / max(stages, 1))
-            path = None if self.settings.folder is None else self.settings.folder / f"{name or block.result}.pt"
-            self.fits[name or block.result] = reconstruct_block(
-                student,
-                data,
+            path = None if self.settings.folder is None else self.settings.folder / f"{name or block.name}.pt"
+            self.fits[name or block.name] = reconstruct_block(
+                learner,
+                BlockData(inputs[0], inputs[1], targets),
                 {**roundings, **biases},
                 loss=self._loss(block, effort, targets, joint=name == "joint"),
                 settings=replace(effort.settings, fit=fit, one_by_one=self.one_by_one),
@@ -289,7 +298,8 @@ class _Work:
             )
             where = "in all blocks together" if name else "in blocks"
             self._keep(block, roundings, biases, f"{effort.rounding} {where}")
-        return targets, self._apply(student, rough)
+        found = self._apply(student, inputs[1])
+        return dict(zip(block.results, results, strict=True)), dict(zip(block.results, found, strict=True))
 
     def _roundings(self, block: Block, effort: Effort) -> dict[str, SoftRounding]:
         """One for each weight of the block that a single layer reads."""
@@ -332,37 +342,44 @@ class _Work:
 
     def _loss(self, block: Block, effort: Effort, targets: Tensor, *, joint: bool) -> ReconstructionLoss:
         """The loss of a block, with what lies behind it in the float network."""
-        end = self.blocks[-1].result
-        logits = targets.dim() == 2
-        if block.result == end:
-            if not logits:
+        if joint or block is self.blocks[-1]:
+            if len(block.results) > 1 or targets.dim() != 2:
                 return mse
             prediction = PredictionDifference(nn.Identity(), targets, temperature=1.0)
             return LossSum.of((1.0, prediction), (0.1 if joint else 1.0, mse))
         if effort.loss == "mse":
             return mse
-        if effort.loss == "fisher":
-            suffix = self._suffix(block.result, end)
-            return ImportanceLoss(fisher_diagonal(suffix, targets).mean(0, keepdim=True))
-        feature = self.blocks[-1].source
-        if block.result == feature:
+        last = self.blocks[-1]
+        ends = last.results if effort.loss == "fisher" else last.sources
+        if block.results == ends:
             return mse
-        suffix = self._suffix(block.result, feature)
+        if len(block.results) > 1 or len(ends) > 1:
+            raise ModelError(
+                f"the loss {effort.loss} wants a network that one tensor passes; {block.name} has others beside it",
+                code="EQ-M322",
+                hint="use the loss mse",
+            )
+        suffix = self._suffix(block.results, ends)
+        if effort.loss == "fisher":
+            return ImportanceLoss(fisher_diagonal(suffix, targets).mean(0, keepdim=True))
         with torch.no_grad():
-            return global_local(suffix, self._in_parts(suffix, targets))
+            return global_local(suffix, suffix(targets))
 
-    def _suffix(self, source: str, result: str) -> Suffix:
+    def _suffix(self, sources: tuple[str, ...], results: tuple[str, ...]) -> Suffix:
         """What the float network makes of one tensor on the way to another, differentiable in it alone."""
-        suffix = extract(self.teacher, source, result).requires_grad_(False)
-        return (lambda x: self._in_parts(suffix, x)) if self.one_by_one else suffix
+        suffix = extract(self.teacher, sources, results).requires_grad_(False)
+        return lambda x: self._in_parts(suffix, x)[0]
 
     @torch.no_grad()
-    def _apply(self, part: nn.Module, inputs: Tensor) -> Tensor:
-        return self._in_parts(part, inputs)
+    def _apply(self, part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self._in_parts(part, *inputs)
 
-    def _in_parts(self, part: Suffix, inputs: Tensor) -> Tensor:
+    def _in_parts(self, part: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`part` on as many samples at a time as it takes."""
-        return torch.cat([part(x) for x in torch.split(inputs, 1 if self.one_by_one else _BATCH)])
+        size = 1 if self.one_by_one else _BATCH
+        found = [part(*few) for few in zip(*(torch.split(x, size) for x in inputs), strict=True)]
+        many = [x if isinstance(x, tuple) else (x,) for x in found]
+        return tuple(torch.cat(parts) for parts in zip(*many, strict=True))
 
     def _result(self) -> Reconstructed:
         weights = {}
@@ -383,13 +400,22 @@ class _Work:
         return Reconstructed(weights, activations, self.fits, left)
 
 
+def _units(results: Sequence[Tensor]) -> list[float]:
+    """Divisors after which the mean squared error of all results is the mean of their relative errors."""
+    sizes = [result[0].numel() for result in results]
+    shares = [math.sqrt(size * len(sizes) / sum(sizes)) for size in sizes]
+    return [share * max(float(x.std()), 1e-6) for share, x in zip(shares, results, strict=True)]
+
+
 class LearnedBias(StraightThrough):
-    """A bias as something to learn: on so fine a grid that rounding does not matter.
+    """A bias as something to learn: on so fine a grid that rounding does not matter. Steps of weights are none of it.
 
     Args:
         bias: `(O,)`.
         weight: Of the same layer, `(O, ...)`: tells how large a change is.
     """
+
+    own_rate = True
 
     def __init__(self, bias: Tensor, weight: Tensor) -> None:
         size = max(float(bias.abs().max()), float(weight.flatten(1).norm(dim=1).max()), 1e-6)

@@ -61,7 +61,7 @@ class BlockSettings:
         fit: How long, and what is held out.
         drop: Share of the values that stay float, of the inputs and in every activation quantizer: QDrop (Wei et al.
             2022, arXiv 2203.05740), published as 0.5; 0 for none.
-        weight_rate: Step size of the roundings; None for the one that suits their kind.
+        weight_rate: Step size of the roundings of weights; None for the one that suits their kind.
         scale_rate: Step size of the activation scales, relative to them; 0 keeps them.
         one_by_one: Run the block on one sample at a time, for graphs captured for a batch of 1.
 
@@ -184,7 +184,8 @@ class _Work:
         for name, rounding in self._roundings.items():
             rate = rounding.learning_rate(settings.fit.iterations)
             named = {f"{name}:{key}": p for key, p in rounding.named_parameters() if p.requires_grad}
-            rate = rate if settings.weight_rate is None else settings.weight_rate
+            if settings.weight_rate is not None and not rounding.own_rate:
+                rate = settings.weight_rate
             result.append(ParameterGroup(named, rate, rounding.sign_descent))
         if settings.scale_rate and self._scales:
             named = {f"{name}:scale": m.log_factor for name, m in self._scales.items()}

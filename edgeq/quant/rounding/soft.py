@@ -41,6 +41,9 @@ class SoftRounding(nn.Module, ABC):
     sign_descent = False
     """Step by the sign of the gradient instead of by Adam."""
 
+    own_rate = False
+    """Its learning rate is its own, whatever rate is set for weights."""
+
     decay = True
     """Let the step size of a `Descent` fall to 0 linearly."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from edgeq.errors import DataError, ModelError, UsageError
 from edgeq.exporters import get_exporter
 from edgeq.graph import reconstruct as module_of_reconstruct
 from edgeq.graph.batch import batched
-from edgeq.graph.blocks import blocks_of, extract
+from edgeq.graph.blocks import blocks_of, extract, whole
 from edgeq.graph.capture import capture
 from edgeq.graph.learn import LEAST_STEPS, blocks_to_learn, learn, steps_within
 from edgeq.graph.legalize import Legalized, legalize, observed
@@ -23,9 +24,11 @@ from edgeq.graph.rewrite import fetch
 from edgeq.models.vit_nano import VitNano
 from edgeq.quant.calibrator import calibrate
 from edgeq.quant.reconstruct import BlockSettings, FitSettings
+from edgeq.quant.reconstruct import block as block_module
+from edgeq.quant.reconstruct.fitting import FitResult, ParameterGroup, fit
 from edgeq.quant.uniform import fake_quantize, quantize
 from edgeq.recipe import place_scheme, transform_graph
-from edgeq.spec import Precision, codes_hash
+from edgeq.spec import PerGroup, Precision, QuantRule, QuantSpec, codes_hash
 
 SHAPE = (1, 3, 32, 32)
 QUICK = Effort(BlockSettings(FitSettings(iterations=12, batch_size=8, evaluations=3), weight_rate=0.02, drop=0.0))
@@ -58,6 +61,24 @@ class Merged(nn.Module):
         return result
 
 
+class Pyramid(nn.Module):
+    """Two stages, the first of which a head far behind reads again, and two outputs of different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.deep = nn.ModuleList(nn.Conv2d(8, 8, 3, 1, 1) for _ in range(9))
+        self.up, self.small, self.large = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        near = torch.relu(self.first(x))
+        far = torch.relu(self.down(near))
+        for layer in self.deep:
+            far = far + torch.relu(layer(far))
+        back = nn.functional.interpolate(self.up(far), scale_factor=2.0, mode="nearest")
+        return self.small(far), self.large(torch.cat([near, back], dim=1))
+
+
 class Pair(nn.Module):
     """Two inputs."""
 
@@ -81,24 +102,34 @@ def refused(*_args: object) -> fx.GraphModule:
 
 
 def case(
-    module: nn.Module, samples: Tensor, *, scheme: str = "integer", bits: int = 3, transform: str = "none"
+    module: nn.Module,
+    samples: Tensor,
+    *,
+    scheme: str = "integer",
+    bits: int = 3,
+    transform: str = "none",
+    rule: QuantRule | None = None,
 ) -> Case:
     batches = [(x,) for x in torch.split(samples, 1)]
     exporter = get_exporter("tflite")
     captured = exporter.prepare(capture(module.eval(), batches[0]))
     graph, _ = transform_graph(transform, captured, lambda: iter(batches), 0)
     config, placement = place_scheme(graph, exporter, scheme, Precision(bits, bits, "mse", products_only=True))
+    if rule is not None:
+        exporter = get_exporter("openvino")  # whose emission knows such weights
+        config, placement = place_scheme(graph, exporter, scheme, Precision(4))
+        config = replace(config, rules=(*config.rules, rule))
     statistics = calibrate(graph, observed(graph, placement), iter(batches))
     return Case(graph, placement, legalize(graph, placement, config, exporter.rules, statistics, scheme), samples)
 
 
-def vit(transform: str = "none", scheme: str = "integer") -> Case:
+def vit(transform: str = "none", scheme: str = "integer", rule: QuantRule | None = None) -> Case:
     torch.manual_seed(0)
     module = VitNano(width=16, depth=1, heads=2, mlp_ratio=2, classes=4)
     for parameter in module.parameters():  # as initialized, all images give nearly the same
         if parameter.dim() > 1:
             parameter.data.mul_(5.0)
-    return case(module, torch.randn(24, *SHAPE[1:]), transform=transform, scheme=scheme)
+    return case(module, torch.randn(24, *SHAPE[1:]), transform=transform, scheme=scheme, rule=rule)
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +177,9 @@ def test_blocks_end_at_the_residual_stream(tiny: Case) -> None:
     layers = frozenset(tiny.placement.weights)
     stem, block, head = blocks_of(tiny.graph, layers)
     assert stem.layers == ("stem_0", "stem_3", "stem_6")
-    assert (stem.source, stem.result) == ("image", "add")
+    assert (stem.sources, stem.results) == (("image",), ("add",))
     assert [name.rpartition("_")[2] for name in block.layers] == ["qkv", "proj", "fc1", "fc2"]
-    assert (block.source, block.result) == ("add", head.source)
+    assert (block.sources, block.results) == (("add",), head.sources)
     assert head.layers == ("head",)
     halves = blocks_of(tiny.graph, layers, max_layers=2)
     assert [b.layers for b in halves if "attn" in b.layers[0]] == [block.layers[:2]]
@@ -160,8 +191,46 @@ def test_parts_put_together_are_the_whole(tiny: Case) -> None:
     with torch.no_grad():
         wanted = tiny.graph(x)[0]
         for block in blocks_of(tiny.graph, frozenset(tiny.placement.weights)):
-            x = extract(tiny.graph, block.source, block.result)(x)
+            x = extract(tiny.graph, block.sources, block.results)(x)
     assert torch.equal(x, wanted)
+
+
+@pytest.fixture(scope="module")
+def pyramid() -> Case:
+    torch.manual_seed(0)
+    return case(Pyramid(), torch.randn(16, 3, 16, 16), bits=4)
+
+
+def test_what_far_layers_read_is_carried_past_the_blocks_between(pyramid: Case) -> None:
+    layers = frozenset(pyramid.placement.weights)
+    blocks = blocks_of(pyramid.graph, layers)
+    assert sorted(name for block in blocks for name in block.layers) == sorted(layers)
+    assert len(blocks) >= 4
+    assert max(len(block.sources) for block in blocks) == 2  # the last: what the deep layers gave, and the first stage
+    values = {blocks[0].sources[0]: pyramid.samples[:1]}
+    with torch.no_grad():
+        for block in blocks:
+            found = extract(pyramid.graph, block.sources, block.results)(*(values[name] for name in block.sources))
+            values |= zip(block.results, found if isinstance(found, tuple) else (found,), strict=True)
+        outputs = whole(pyramid.graph, blocks).results
+        for name, wanted in zip(outputs, pyramid.graph(pyramid.samples[:1]), strict=True):
+            assert torch.equal(values[name], wanted)
+
+
+@pytest.mark.parametrize("settings", [Reconstruction(QUICK), Reconstruction(None, QUICK)])
+def test_every_layer_of_a_pyramid_is_learned(pyramid: Case, settings: Reconstruction) -> None:
+    found = reconstruct(pyramid.graph, pyramid.legalized, pyramid.placement, pyramid.samples, settings)
+    assert found.left == ()
+    assert set(found.weights) == set(pyramid.placement.weights)
+    assert any(f.best < f.start for f in found.fits.values())
+    reconstructed(pyramid.legalized, found).simulation(pyramid.samples[:1])
+
+
+def test_losses_through_the_suffix_want_one_tensor(pyramid: Case) -> None:
+    settings = Reconstruction(replace(QUICK, loss="fisher"))
+    with pytest.raises(ModelError) as caught:
+        reconstruct(pyramid.graph, pyramid.legalized, pyramid.placement, pyramid.samples, settings)
+    assert caught.value.code == "EQ-M322"
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
@@ -173,7 +242,7 @@ def test_what_cannot_be_cut_is_refused() -> None:
     with pytest.raises(ModelError):
         blocks_of(graph, frozenset())  # nothing to learn
     with pytest.raises(ModelError):
-        extract(graph, "fc", "add")  # the residual goes past it
+        extract(graph, ["fc"], ["add"])  # the residual goes past it
 
 
 @pytest.mark.parametrize("transform", ["none", "transformer"])
@@ -218,6 +287,43 @@ def test_plan_and_graph_agree_afterwards(tiny: Case) -> None:
     groups = tiny.placement.groups
     for name, root in groups.items():
         assert result.plan.tensors[name].qparams == result.plan.tensors[root].qparams
+
+
+def test_biases_are_learned_at_a_rate_of_their_own(tiny: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step of a weight's rate is worth is nothing on the fine grid of a bias."""
+    seen: dict[str, float] = {}
+
+    def watched(groups: list[ParameterGroup], *args: Any, **named: Any) -> FitResult:
+        seen.update((key, group.learning_rate) for group in groups for key in group.parameters)
+        return fit(groups, *args, **named)
+
+    monkeypatch.setattr(block_module, "fit", watched)
+    run(tiny, Reconstruction(Effort(replace(QUICK.settings, weight_rate=1e-6))))
+    weights = {rate for name, rate in seen.items() if name.endswith("weight:shift")}
+    biases = {rate for name, rate in seen.items() if name.endswith("bias:shift")}
+    assert weights == {1e-6}
+    assert min(biases) > 1e-3
+
+
+@pytest.mark.parametrize("rounding", ["straight", "flexround"])
+def test_codes_on_two_level_scales_are_learned(rounding: str) -> None:
+    two_level = QuantRule(op="linear", weight=QuantSpec(3, True, PerGroup(8, two_level=True), "mse", narrow=True))
+    c = vit(rule=two_level)
+    fit = FitSettings(iterations=20, batch_size=8, evaluations=4)
+    result = run(c, Reconstruction(Effort(BlockSettings(fit, weight_rate=0.1, drop=0.0), rounding=rounding)))
+    changed = 0
+    for attribute in set(c.placement.weights.values()):
+        before, entry = c.legalized.plan.tensors[attribute], result.plan.tensors[attribute]
+        weight, rows = fetch(result.emission, attribute), entry.uniform.on_rows()
+        assert torch.equal(fake_quantize(weight, entry.uniform), weight)
+        assert torch.equal(fake_quantize(weight, rows), weight), "the 8-bit grid that the file has"
+        assert codes_hash(quantize(weight, entry.uniform).numpy()) == entry.codes_sha256
+        (holder,) = [n for n in result.emission.graph.nodes if n.target == f"{attribute.replace('.', '_')}_scale"]
+        assert torch.equal(fetch(result.emission, str(holder.target)), torch.from_numpy(rows.scale))
+        changed += entry.codes_sha256 != before.codes_sha256
+        if rounding != "flexround":
+            assert entry.uniform == before.uniform, "multiples and steps stay"
+    assert changed
 
 
 @pytest.mark.parametrize("loss", ["mse", "fisher", "features"])
