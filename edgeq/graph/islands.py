@@ -3,7 +3,8 @@
 Every tensor that carries a grid is tried alone: all other activations are left in float, and the error of the outputs
 is its score, as in ZeroQ (arXiv 2001.00281). Then the worst ones are freed together, few by few, in the simulation of
 everything else; the fewest within 1 dB of the best that freeing reached are kept. Together, because taking single
-layers out of a quantized network helps only when their neighbours go with them.
+layers out of a quantized network helps only when their neighbours go with them. Of these, what costs many bytes or much
+time goes back to integers, the dearest first, as long as the 1 dB is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, fx
 
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.legalize import Legalized
-from edgeq.graph.placement import Placement, data_operands
+from edgeq.graph.placement import Placement, data_operands, weight_of
 from edgeq.graph.rewrite import fetch, shape_of
 from edgeq.graph.widths import relative_error
 from edgeq.progress import Advance
@@ -37,6 +38,9 @@ MOST_MACS = 0.25
 
 WORTH = 0.002
 """Error of all outputs (27 dB) below which nothing needs to be freed."""
+
+DEAR = 0.02
+"""Shares of the weights and of the multiplications, added up, from which on a tensor is worth a try without it."""
 
 _BITS = 8
 _Q = torch.ops.quantized_decomposed.quantize_per_tensor.default
@@ -56,8 +60,10 @@ class IslandChoice:
         ops: Operations that stay float, in the order of the graph.
         tensors: The tensors they were freed for, the worst first.
         alone: Error of the outputs with one tensor alone on its grid, by its name, for the worst.
-        errors: Error of the outputs with so many tensors freed.
+        errors: Error of the outputs with so many of the worst tensors freed.
         mac_share: Share of the multiplications that stay float.
+        weight_share: Share of the weights that stay float.
+        error: Error of the outputs with `tensors` freed.
     """
 
     ops: tuple[str, ...]
@@ -65,6 +71,8 @@ class IslandChoice:
     alone: Mapping[str, float]
     errors: Mapping[int, float]
     mac_share: float
+    weight_share: float
+    error: float
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form for `evidence.json`."""
@@ -73,7 +81,9 @@ class IslandChoice:
             "tensors": list(self.tensors),
             "error_alone": dict(self.alone),
             "error_by_number_freed": {str(k): v for k, v in self.errors.items()},
+            "error": self.error,
             "float_mac_share": round(self.mac_share, 4),
+            "float_weight_share": round(self.weight_share, 4),
         }
 
 
@@ -108,22 +118,22 @@ def choose_islands(
     trial = _Trial(legalized.simulation, full, samples)
     units = tried_units(graph, full)
     if not units or count == 0:
-        return IslandChoice((), (), {}, {}, 0.0)
+        return IslandChoice((), (), {}, {}, 0.0, 0.0, 0.0)
     alone = measured(
         {unit: [_BITS] for unit in units}, lambda unit, _: trial.alone(unit), journal=journal, key=key, progress=advance
     )
     ranked = sorted((unit for unit, _ in alone), key=lambda unit: -alone[unit, _BITS])
     options = [_option(graph, full, place, ranked[:n]) for n in ((count,) if count else COUNTS) if n <= len(ranked)]
-    errors = {0: trial.without(frozenset())}
-    kept: dict[int, _Option] = {0: _Option((), (), frozenset(), 0.0)}
-    for option in options:
-        if count or option.mac_share <= MOST_MACS:
-            kept[len(option.units)] = option
-            errors[len(option.units)] = trial.without(option.freed)
-    least = max(min(errors.values()) * NEAR, WORTH)
-    chosen = kept[count or min(n for n, error in errors.items() if error <= least)]
+    kept = [_Option((), (), frozenset(), 0.0, 0.0)]
+    kept += [o for o in options if count or o.mac_share <= MOST_MACS]
+    errors = {len(option.units): trial.without(option.freed) for option in kept}
+    most = max(min(errors.values()) * NEAR, WORTH)
+    chosen = kept[-1] if count else next(o for o in kept if errors[len(o.units)] <= most)
+    error = errors[len(chosen.units)]
+    if not count:
+        chosen, error = _without_dear(chosen, error, most, lambda us: _option(graph, full, place, us), trial)
     scores = {unit: alone[unit, _BITS] for unit in ranked[: max(len(chosen.units), 4)]}
-    return IslandChoice(chosen.ops, chosen.units, scores, errors, chosen.mac_share)
+    return IslandChoice(chosen.ops, chosen.units, scores, errors, chosen.mac_share, chosen.weight_share, error)
 
 
 def tried_units(graph: fx.GraphModule, full: Placement) -> tuple[str, ...]:
@@ -144,6 +154,12 @@ class _Option:
     ops: tuple[str, ...]
     freed: frozenset[str]
     mac_share: float
+    weight_share: float
+
+    @property
+    def price(self) -> float:
+        """A share of the multiplications takes time, one of the weights four bytes for each instead of one."""
+        return self.mac_share + self.weight_share
 
 
 def _option(graph: fx.GraphModule, full: Placement, place: Place, units: Sequence[str]) -> _Option:
@@ -151,10 +167,20 @@ def _option(graph: fx.GraphModule, full: Placement, place: Place, units: Sequenc
     members = {name for name, root in full.groups.items() if root in units}
     ops = _touching(graph, full, members)
     left = place(ops)
-    macs = {n.name: _macs(graph, n) for n in graph.graph.nodes}
-    total = sum(macs.values()) or 1
-    share = sum(macs[name] for name in ops) / total
-    return _Option(tuple(units), ops, frozenset(full.specs) - frozenset(left.specs), share)
+    costs = {n.name: _costs(graph, n) for n in graph.graph.nodes}
+    shares = [sum(costs[n][i] for n in ops) / (sum(cost[i] for cost in costs.values()) or 1) for i in range(2)]
+    return _Option(tuple(units), ops, frozenset(full.specs) - frozenset(left.specs), *shares)
+
+
+def _without_dear(
+    chosen: _Option, error: float, most: float, option: Callable[[Sequence[str]], _Option], trial: _Trial
+) -> tuple[_Option, float]:
+    """What is left of `chosen`, and its error, when dear tensors that are not needed for an error of `most` go."""
+    for unit in sorted(chosen.units, key=lambda u: -option([u]).price):
+        fewer = option([u for u in chosen.units if u != unit])
+        if chosen.price - fewer.price >= DEAR and (tried := trial.without(fewer.freed)) <= most:
+            chosen, error = fewer, tried
+    return chosen, error
 
 
 def _touching(graph: fx.GraphModule, full: Placement, members: set[str]) -> tuple[str, ...]:
@@ -183,15 +209,13 @@ def _touching(graph: fx.GraphModule, full: Placement, members: set[str]) -> tupl
     return tuple(node.name for node in graph.graph.nodes if node.name in found)
 
 
-def _macs(graph: fx.GraphModule, node: fx.Node) -> int:
-    """Multiplications of a layer with a constant weight; 0 for everything else."""
-    if op_kind(node) not in ("conv2d", "linear"):
-        return 0
-    weight = node.args[1]
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return 0
-    value = fetch(graph, str(weight.target))
-    return int(np.prod(shape_of(node))) * (value.numel() // len(value))
+def _costs(graph: fx.GraphModule, node: fx.Node) -> tuple[int, int]:
+    """Multiplications of a layer with a constant weight, and the numbers in it; 0 for everything else."""
+    path = weight_of(node) if op_kind(node) in ("conv2d", "linear") else None
+    if path is None:
+        return 0, 0
+    weight = fetch(graph, path)
+    return int(np.prod(shape_of(node))) * weight[0].numel(), weight.numel()
 
 
 class _Trial:

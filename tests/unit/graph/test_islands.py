@@ -59,9 +59,8 @@ def test_the_uneven_activation_is_found_and_its_readers_freed(fmt: str, scheme: 
     assert "depth" in choice.ops
     assert "last" not in choice.ops
     assert max(choice.alone, key=lambda name: choice.alone[name]) == choice.tensors[0]
-    chosen = choice.errors[len(choice.tensors)]
-    assert chosen <= max(1.25 * min(choice.errors.values()), 0.002)
-    assert chosen < choice.errors[0] / 4
+    assert choice.error <= max(1.25 * min(choice.errors.values()), 0.002)
+    assert choice.error < choice.errors[0] / 4
     assert 0 < choice.mac_share <= 0.25
     placed = place(choice.ops)
     assert all(placed.ops[name].mode == "float" and "--keep-float" in placed.ops[name].reason for name in choice.ops)
