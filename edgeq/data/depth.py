@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from edgeq.data.boxes import inside_images
-from edgeq.data.images import BAD_IMAGE, open_images
+from edgeq.data.images import BAD_IMAGE, NO_IMAGE, open_images
 from edgeq.data.source import OPTION, Source, file_digest, require_unchanged, unreadable
 from edgeq.errors import DataError
 
@@ -125,7 +125,7 @@ def _decode_png(data: bytes, place: str, per_metre: float) -> NDArray[np.float32
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
             mode, values = opened.mode, np.asarray(opened)
-    except UnidentifiedImageError as error:
+    except NO_IMAGE as error:
         raise _unusable(place, "is no image", _LAYOUT) from error
     except (*BAD_IMAGE, Image.DecompressionBombError) as error:
         raise _unusable(place, f"is damaged: {error}", "copy the file again, or remove it with its photo") from error

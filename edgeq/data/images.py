@@ -27,6 +27,9 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff",
 MAX_SIDE_RATIO = 100
 """Longest allowed side in units of the shorter: a resize to the shorter side would blow up a strip."""
 
+NO_IMAGE = (UnidentifiedImageError, ImportError)
+"""What opening raises where PIL knows no format: ultralytics, once imported, goes on to look for a decoder of HEIF."""
+
 BAD_IMAGE = (
     OSError,
     SyntaxError,
@@ -98,7 +101,7 @@ def decode(data: bytes, place: str) -> Image.Image:
             with Image.open(io.BytesIO(data)) as opened:
                 opened.load()
                 image, kind = ImageOps.exif_transpose(opened), opened.format or ""
-    except UnidentifiedImageError as error:
+    except NO_IMAGE as error:
         raise DataError(
             f"{Path(place).name} is not an image edgeq can read",
             code="EQ-D052",

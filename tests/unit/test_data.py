@@ -394,3 +394,15 @@ def test_real_sources(real_data: Path) -> None:
     cifar = open_images(real_data / "cifar10" / "test.npz", role="evaluation")
     assert (len(cifar), cifar.classes and cifar.classes[0]) == (1000, "airplane")
     assert cifar.read(999).size == (32, 32)
+
+
+def test_what_others_add_to_pillow_is_no_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ultralytics replaces `Image.open` by one that looks for a decoder of HEIF where Pillow knows no format."""
+
+    def patched(*_args: object, **_named: object) -> Image.Image:
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    monkeypatch.setattr(Image, "open", patched)
+    with pytest.raises(DataError) as caught:
+        decode(b"no image", "a.png")
+    assert caught.value.code == "EQ-D052"
