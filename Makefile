@@ -50,8 +50,10 @@ types: $(DEV_DEPS)
 floors: $(DEV_DEPS)
 	$(BIN)/lint-imports
 
+# A worker holds a few GB in the exports of the larger networks. Files stay whole: their fixtures are exports. Those with
+# the longest tests come first, and the many short ones fill both workers at the end.
 tests: $(DEV_DEPS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(DEV_DEPS)
 	$(BIN)/python -m pytest -m 'hypothesis and not slow and not bench and not device' --hypothesis-profile=fuzz

@@ -6,6 +6,9 @@ import importlib.util
 import os
 from pathlib import Path
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # before torch is imported: they share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pytest
 from hypothesis import HealthCheck, settings
 

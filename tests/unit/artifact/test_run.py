@@ -24,7 +24,7 @@ from edgeq.artifact import run as runner
 from edgeq.data import decode, preprocess
 from edgeq.devices import open_model
 from edgeq.devices.litert import LiteRtModel
-from edgeq.exporters.tflite.readback import parse_tflite
+from edgeq.exporters.tflite.flatbuffer import TfliteFile
 from edgeq.metrics import sqnr_db
 from edgeq.spec import Preprocess
 from tests.unit.artifact.conftest import MANIFEST, PREPROCESS, Builder
@@ -99,15 +99,11 @@ def test_outputs_of_other_models_are_summarized_and_saved(build: Builder, tmp_pa
 
 
 def test_a_file_of_a_newer_runtime_says_what_to_install(build: Builder, tmp_path: Path) -> None:
-    import flatbuffers
-
     bundle = build(tmp_path / "a")
-    model, _ = parse_tflite(bundle / "model.tflite")
-    for code in model.operatorCodes:
+    file = TfliteFile.read(bundle / "model.tflite")
+    for code in file.model.operatorCodes:
         code.version = 99
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    (bundle / "model.tflite").write_bytes(bytes(builder.Output()))
+    file.write(bundle / "model.tflite")
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     manifest["files"] = [entry for entry in describe_files(bundle) if entry["path"] != "manifest.json"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
