@@ -45,7 +45,7 @@ def run_export_into(out: Path, arguments: list[str]) -> dict[str, Any]:
     return {
         "command": " ".join(["edgeq", "export", *(Path(a).name if "/" in a else a for a in arguments)]),
         "summary": {k: v for k, v in summary.items() if k not in ("artifact", "files")},
-        "candidates": [{k: v for k, v in c.items() if k != "layers"} for c in evidence["candidates"]],
+        "candidates": [{k: v for k, v in c.items() if k not in ("layers", "ranges")} for c in evidence["candidates"]],
         "environment": {k: evidence["environment"][k] for k in ("edgeq", "python", "cpu", "cores", "packages")},
         "not_measured": evidence["not_measured"],
     }

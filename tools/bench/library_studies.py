@@ -302,7 +302,7 @@ def block_importance(bench: VitBench) -> Found:
     result = next(n for n in bench.many.graph.nodes if n.op == "output").args[0][0].name
     images = bench.calibration[:_ESTIMATE]
     outputs = record(bench.many, {middle}, images)[middle]
-    suffix = extract(bench.many, middle, result).requires_grad_(False)
+    suffix = extract(bench.many, [middle], [result]).requires_grad_(False)
     size = 0.5 * float(outputs.square().mean().sqrt())
     noise = size * torch.randn(outputs.shape[:-1], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -5,7 +5,8 @@
 No trained checkpoints of these are at hand: weights are random, batch norms are estimated on photos, so that values
 have the ranges that they have in trained networks. That tests whether the operations of such networks are exported
 faithfully, and says nothing about anyone's accuracy. Photos of the fidelity are not those of the norms. Every export
-runs in its own process, in the scheme `static`, also where a gate would refuse the file.
+runs in its own process, in the scheme `static`, of a convolutional network in the scheme `integer`, also where a gate
+would refuse the file.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from edgeq.spec import Preprocess
 RESULT = Path(__file__).parent / "results" / "networks.json"
 NETWORKS = {"mobilenet_v3_small": "cnn", "mobilevit_xxs": "vit", "efficientformer_l1": "vit"}
 FORMATS = {"tflite": "rpi", "openvino": "x86", "onnx": "x86"}
+SCHEMES = {"cnn": "integer", "vit": "static"}
 NORM_PHOTOS = 16
 
 
@@ -95,7 +97,7 @@ def main() -> None:
             save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
             for form, device in FORMATS.items():
                 words = [f"{NETWORKS[name]}:{name}", "--weights", str(weights), "--device", device, "--format", form]
-                more = ["--scheme", "static", "--force", "--calib", str(args.photos), "--samples", "32"]
+                more = ["--scheme", SCHEMES[NETWORKS[name]], "--force", "--calib", str(args.photos), "--samples", "32"]
                 rows[f"{name} {form}"] = row_of(
                     run_export_into(Path(folder) / form, [*words, *more, "--threads", "1", "--runs", "40"])
                 )

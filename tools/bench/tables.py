@@ -149,6 +149,14 @@ def _ratio(latency: dict[str, Any]) -> str:
     return f"{latency['ratio']:.2f} ({latency['low']:.2f} to {latency['high']:.2f}, n={latency['runs']})"
 
 
+def _beside(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a comparison but the float file: all that were asked for, or of one peer the file of the same kind."""
+    rows: list[dict[str, Any]] = result["comparison"]["rows"][1:]
+    peers = {row["name"].split()[0] for row in rows} - {"edgeq", "float"}
+    kind = "dynamic" if result["scheme"] == "dynamic" else "static"
+    return [r for r in rows if len(peers) > 1 or r["name"].startswith("edgeq") or kind in r["name"]]
+
+
 def peers_table() -> str:
     """Exports beside what other quantizers make of the same float model and calibration data."""
     lines = [
@@ -157,8 +165,7 @@ def peers_table() -> str:
     ]
     for path in sorted(RESULTS.glob("peers_*.json")):
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        comparison = result["comparison"]
-        for row in comparison["rows"][1:]:
+        for row in _beside(result):
             if row["failed"]:
                 lines.append(f"| {result['model']} | {row['name']} | | | {row['failed']} | | |")
                 continue
