@@ -127,8 +127,9 @@ class Comparison:
 
 
 def _latency(latency: PairedLatency) -> dict[str, Any]:
-    keys = {"reference": latency.float_ms, "ms": latency.quantized_ms}
-    return {**keys, "ratio": latency.ratio, "low": latency.low, "high": latency.high, "runs": latency.runs}
+    found = latency.to_dict()
+    keys = {"reference": found["float"], "ms": found["quantized"]}
+    return keys | {key: found[key] for key in ("ratio", "low", "high", "runs", "fastest")}
 
 
 def open_contenders(paths: Sequence[Path]) -> tuple[Contender, ...]:

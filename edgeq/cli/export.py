@@ -157,6 +157,11 @@ def _show(console: Console, result: ExportResult) -> None:
     for name, candidate in judged:
         for reason in candidate.rejected:
             console.result(f"{name} {candidate.scheme}: {reason}".strip())
+        if candidate.latency is not None and candidate.latency.disturbed:
+            console.warn(
+                f"{name} {candidate.scheme}: other programs took turns with the runs, so its time decides nothing; "
+                f"their fastest tenth says {candidate.latency.fastest:.2f} of float's: measure on a quiet machine"
+            )
     if result.comparison:
         show_comparison(console, result.comparison)
     if not summary["gates"]["passed"]:

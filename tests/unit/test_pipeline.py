@@ -31,7 +31,7 @@ def candidate(scheme: str, ratio: float, sqnr: float, spread: float = 0.01) -> C
         read_back=ReadBack((), {}, (), ()),
         recipe=Recipe("none", "nearest", Precision()),
         fidelity={"output": summarize([sqnr])},
-        latency=PairedLatency(1.0, ratio, ratio, ratio - spread, ratio + spread, 20, True),
+        latency=PairedLatency(1.0, ratio, ratio, ratio - spread, ratio + spread, 20, True, ratio),
     )
 
 

@@ -102,6 +102,20 @@ def devices_table() -> str:
     return "\n".join(lines)
 
 
+def busy_table() -> str:
+    """What busy neighbours do to the two ratios of a file that is quicker than float."""
+    result = json.loads((RESULTS / "busy.json").read_text(encoding="utf-8"))
+    lines = ["| beside | paired ratio: lowest and highest of the medians | above 1 | fastest tenths | above 1 |"]
+    lines.append("|---|---|---|---|---|")
+    for row in result["results"]:
+        ends = [f"{low:.2f} to {high:.2f}" for low, high in (row["median"], row["fastest"])]
+        of = row["rounds"]
+        name = f"{row['neighbours']} (n={of} of {row['runs']} pairs)"
+        counts = [f"{row[key]} of {of}" for key in ("medians_slower", "fastest_slower")]
+        lines.append(f"| {name} | {ends[0]} | {counts[0]} | {ends[1]} | {counts[1]} |")
+    return "\n".join(lines)
+
+
 def _same(verified: dict[str, Any]) -> str:
     """Golden vectors on a device, in a cell."""
     if verified["exact"]:
@@ -426,6 +440,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mcu_patches": mcu_patches_table,
     "mcu_kernels": mcu_kernels_table,
     "devices": devices_table,
+    "busy": busy_table,
     "whisper": family_tables.whisper_table,
     "yolo": family_tables.yolo_table,
     "networks": networks_table,

@@ -100,6 +100,20 @@ def test_rare_stalls_do_not_move_the_ratio() -> None:
     assert result.ratio == pytest.approx(0.4, rel=1e-6)
 
 
+def test_a_program_that_takes_turns_with_the_quick_file_does_not_make_it_slower() -> None:
+    """Each run of the quick one waits for a turn now and then, as long as it would take the slow one."""
+    machine, rng = Machine(), np.random.default_rng(5)
+    result = paired_latency(
+        machine.run("f", lambda: 0.01 + 0.001 * rng.random()),
+        machine.run("q", lambda: 0.005 if rng.random() < 0.2 else 0.013),
+        runs=200,
+        clock=machine.clock,
+    )
+    assert result.low > 1
+    assert result.fastest == pytest.approx(0.5, rel=0.02)
+    assert (result.verdict, result.disturbed) == ("undecided", True)
+
+
 def test_measure_reports_percentiles() -> None:
     machine = Machine()
     times = iter([0.5, 0.5, 0.5, *(0.001 * i for i in range(1, 101))])
