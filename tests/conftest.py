@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # before torch is imported: they share the cores
@@ -22,6 +23,16 @@ KEPT = ("EDGEQ_ARM64_DIR", "EDGEQ_CACHE_DIR", "EDGEQ_TEST_DATA")
 settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("fuzz", parent=settings.get_profile("edgeq"), derandomize=False, print_blob=True)
 settings.load_profile("edgeq")
+
+
+def pytest_configure() -> None:
+    """Have programs that tests start react to signals, also where nohup or a shell's background has them ignored here.
+
+    A program inherits what is ignored; what has a handler, even one that does nothing, is back to normal in it.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ def test_multipliers_are_those_of_least_squares() -> None:
     repair = tune_scales(weight, codes, grid, Moments.of(x), centred=False)
     y, z = x.double() @ weight.double().T, x.double() @ dequantize(codes, grid).double().T
     exact = (y * z).sum(0) / (z * z).sum(0)
-    torch.testing.assert_close(repair.multiplier, exact)
+    torch.testing.assert_close(repair.multiplier, exact, rtol=2e-6, atol=0)  # moments multiply in single precision
     np.testing.assert_allclose(repair.qparams.scale, grid.scale * exact.numpy(), rtol=1e-6)
 
 
