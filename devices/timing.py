@@ -8,8 +8,9 @@ measured in different processes are never compared.
 
 A program that takes turns with the threads of a run is beyond what pairs can cancel: every join of threads waits for
 the next turn, which costs a quick file as much as a slow one. Beside one busy process on two cores the median ratio
-of an INT8 vit_nano in LiteRT went from 0.71 to anything between 0.37 and 1.18, while the fastest tenths of the runs
-said 0.45 to 0.56 (tools/bench/busy.py). So a verdict needs the agreement of both.
+of an INT8 vit_nano in LiteRT, 0.58 alone, was anything between 0.31 and 0.94, while the fastest tenths of the runs
+said 0.40 to 0.50 (tools/bench/busy.py); with less of a lead a file looks slower than float. So a verdict needs the
+agreement of both.
 """
 
 from __future__ import annotations

@@ -24,14 +24,14 @@ SCHEMES = MappingProxyType(
     {
         "auto": "measure the candidates that the target allows, ship the fastest that holds the fidelity floor",
         "weights": "integer weights, float arithmetic; OpenVINO only",
-        "dynamic": "integer weights; activations are quantized at run time, no calibration",
+        "dynamic": "integer weights; activations are quantized at run time, which needs no ranges",
         "static": "calibrated integer activations, float islands where they pay (attention, LayerNorm)",
         "integer": "every matrix product and convolution on calibrated integers, attention included",
     }
 )
 METHODS = MappingProxyType(
     {
-        "auto": "what was measured best: for static and integer `transformer`, or `convolution` for such networks",
+        "auto": "what was measured best: `rotate` (weights, dynamic), `transformer`, or `convolution` for such nets",
         "transformer": "rotate streams and heads, centre keys, balance MLPs, split probabilities; then minmax",
         "convolution": "even out the channels before and after SiLU; then mse",
         "rotate": "rotate residual streams only, which needs no data; then minmax",
@@ -45,7 +45,7 @@ METHODS = MappingProxyType(
 
 ROUNDINGS = MappingProxyType(
     {
-        "auto": "what was measured best: `gptq` where layers are calibrated, `nearest` elsewhere",
+        "auto": "what was measured best: `gptq`, or `nearest` where the method is a range",
         "nearest": "each weight to the nearest code",
         "gptq": "input by input, the rest makes good what rounding does wrong (GPTQ)",
         "coordinate": "GPTQ, then single codes moved while the output improves",

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, fx
 
-from edgeq.config_keys import MIXED, split_bits
+from edgeq.config_keys import split_bits
 from edgeq.exporters.base import Exporter
 from edgeq.graph.integer import integer_config, integer_rules
 from edgeq.graph.kinds import op_kind
@@ -40,8 +40,8 @@ class Recipe:
 _PLAIN = ("none", "nearest")
 _BEST: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "transformer": {
-        "weights": _PLAIN,
-        "dynamic": _PLAIN,
+        "weights": ("rotate", "gptq"),
+        "dynamic": ("rotate", "gptq"),
         "static": ("layers", "gptq"),
         "integer": ("transformer", "gptq"),
     },
@@ -84,8 +84,6 @@ def recipe_for(method: str, rounding: str, bits: str, scheme: str, network: str 
         transform, observer = best_transform, ranges
         if network == "convolution":
             observer, best_rounding = _CLIPPED, "gptq" if weight_bits < 8 else best_rounding
-        elif scheme in ("weights", "dynamic") and (weight_bits < 8 or bits == MIXED):
-            transform, best_rounding = "rotate", "gptq"
     elif method in ("rotate", "transformer"):
         # What only products of two activations need costs time and gives nothing where these are float.
         transform, observer = "layers" if (method, scheme) == ("transformer", "static") else method, ranges

@@ -19,7 +19,7 @@ def test_vit_s_dynamic_keeps_the_map(vit_s_focus: Path, real_data: Path, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout)
     assert summary["fidelity"]["samples"] == 32
-    assert summary["fidelity"]["sqnr_db"]["median"] >= 28
+    assert summary["fidelity"]["sqnr_db"]["median"] >= 34
     assert summary["bytes"] <= 27e6
     assert summary["integer_mac_share"] > 0.9
     assert summary["quantized_weights"] == 77  # patch embedding, 72 linear layers, 3 sub-pixel and 1 final convolution

@@ -54,7 +54,8 @@ def test_every_combination_is_a_recipe_of_known_parts(scheme: str, method: str) 
 @pytest.mark.parametrize(
     ("method", "rounding", "bits", "scheme", "expected"),
     [
-        ("auto", "auto", "w8a8", "dynamic", Recipe("none", "nearest", Precision())),
+        ("auto", "auto", "w8a8", "dynamic", Recipe("rotate", "gptq", Precision())),
+        ("auto", "auto", "w4a8", "weights", Recipe("rotate", "gptq", Precision(4, 8))),
         ("auto", "auto", "w4a8", "dynamic", Recipe("rotate", "gptq", Precision(4, 8))),
         ("auto", "auto", "w8a8", "static", Recipe("layers", "gptq", Precision(products_only=True))),
         ("auto", "erq", "w4a8", "integer", Recipe("transformer", "erq", Precision(4, 8, products_only=True))),
