@@ -50,7 +50,9 @@ def test_the_worst_comes_first_and_infinity_is_null() -> None:
         ({"inputs": 9.0}, 8, "static", "gptq", (), {"method": "minmax"}, "--method auto"),
         ({"inputs": 9.0}, 8, "static", "gptq", ("dynamic",), {"method": "auto"}, "--scheme dynamic"),
         ({"output": 9.0}, 8, "static", "gptq", (), {}, "--keep-float a"),
-        ({"inputs": 9.0}, 8, "dynamic", "gptq", ("dynamic",), {"method": "minmax"}, "--keep-float a"),
+        ({"inputs": 9.0}, 8, "dynamic", "gptq", ("dynamic",), {"method": "minmax"}, "--method auto"),
+        ({"inputs": 9.0}, 8, "dynamic", "gptq", ("dynamic",), {"method": "rotate"}, "--keep-float a"),
+        ({"inputs": 9.0}, 8, "static", "gptq", (), {"method": "transformer"}, "--keep-float a"),
     ],
 )
 def test_what_would_help(
