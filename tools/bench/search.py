@@ -80,6 +80,8 @@ def run(command: list[str], budget: tuple[str, ...]) -> dict[str, Any]:
             "--no-progress",
         ]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        sys.exit(f"{spelled(command)} ended with {done.returncode}\n{done.stderr}")
     result = json.loads(done.stdout)
     if result["schema"] != "edgeq.search/1":
         return {"command": spelled(command), "error": result, "verdict": {"infeasible": result["message"]}}
