@@ -26,8 +26,9 @@ from edgeq.devices.litert_graph import (
     tensor_at,
     tensor_info,
 )
-from edgeq.devices.litert_runtime import load_runtime, one_line, quiet_stderr
+from edgeq.devices.litert_runtime import load_runtime, one_line
 from edgeq.errors import DataError, DeviceError, ModelError, UsageError, unknown_name
+from edgeq.native import native_output
 
 __all__ = ["Kernels", "LiteRtModel", "OpInfo", "TensorInfo"]
 
@@ -174,7 +175,7 @@ class LiteRtModel:
         runtime = load_runtime()
         resolver = getattr(runtime.OpResolverType, _RESOLVERS[self.kernels])
         key = "model_content" if isinstance(self._source, bytes) else "model_path"
-        with quiet_stderr() as said, warnings.catch_warnings():
+        with native_output(2) as said, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecation banners and the memory advice for `preserve`
             try:
                 interpreter = runtime.Interpreter(

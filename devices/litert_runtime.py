@@ -1,21 +1,14 @@
-"""Finding a TFLite runtime, and keeping it quiet."""
+"""Finding a TFLite runtime."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import ModuleType
 
 from edgeq.errors import MissingError
 
 _RUNTIMES = ("ai_edge_litert", "tflite_runtime")
 _INSTALL = "pip install ai-edge-litert"
-_stderr_lock = threading.RLock()
 
 
 def load_runtime() -> ModuleType:
@@ -43,28 +36,6 @@ def _import(package: str) -> tuple[ModuleType | None, str]:
         return None, "" if absent else f"{package} is installed but fails: {one_line(str(error))}"
     except (ImportError, OSError) as error:
         return None, f"{package} is installed but fails: {one_line(str(error))}"
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[Callable[[], str]]:
-    """Catch what native code writes to file descriptor 2; yields a function that returns the text so far."""
-    with _stderr_lock, tempfile.TemporaryFile() as store:
-        try:
-            sys.stderr.flush()
-            saved = os.dup(2)
-        except (OSError, ValueError, AttributeError):  # a daemon may run without stderr
-            yield lambda: ""
-            return
-
-        def said() -> str:
-            return os.pread(store.fileno(), 1 << 16, 0).decode(errors="replace")
-
-        os.dup2(store.fileno(), 2)
-        try:
-            yield said
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def one_line(text: str) -> str:

@@ -18,8 +18,9 @@ import numpy as np
 
 from edgeq.devices.base import Array, ExecutedOp, Execution
 from edgeq.devices.environment import cpu_info
-from edgeq.devices.litert_runtime import one_line, quiet_stderr
+from edgeq.devices.litert_runtime import one_line
 from edgeq.errors import DataError, DeviceError, MissingError, ModelError, UsageError
+from edgeq.native import native_output
 
 INSTALL = "pip install onnxruntime"
 _CPU = ["CPUExecutionProvider"]
@@ -164,7 +165,7 @@ class OrtModel:
             options.add_session_config_entry(key, value)
         if rewritten is not None:
             options.optimized_model_filepath = str(rewritten)
-        with quiet_stderr():
+        with native_output(2):
             try:
                 return self._runtime.InferenceSession(source or str(self._path), options, providers=_CPU)
             except Exception as error:  # the binding raises a dozen kinds

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.tflite.groups import hold_codes
 from edgeq.exporters.tflite.pack import pack_weights
 from edgeq.exporters.tflite.restore import leaves_floats, restore_floats, without_weight_grids
+from edgeq.native import native_output
 from edgeq.spec import QuantPlan
 
 INSTALL = "pip install 'edgeq[tflite]'"
@@ -41,11 +39,11 @@ def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantP
         ModelError: The converter refuses the graph.
     """
     try:
-        with _quiet() as transcript:
+        with _quiet():
             import litert_torch
     except ImportError as error:
         raise MissingError(f"TFLite export needs litert-torch: {error}", code="EQ-P001", hint=INSTALL) from error
-    with _quiet() as transcript:
+    with _quiet():
         try:
             graph = graph if plan is None else hold_codes(graph, plan)
             edge = litert_torch.convert(graph, example, quant_config=_conversion_mode(plan))
@@ -59,7 +57,7 @@ def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantP
                     exact.unlink()
         except Exception as error:
             raise ModelError(
-                f"LiteRT's converter refuses the graph: {_first_line(error, transcript)}",
+                f"LiteRT's converter refuses the graph: {_first_line(error)}",
                 code="EQ-M020",
                 place=_place(error),
                 hint="try another --scheme, or report the model with `edgeq doctor`",
@@ -78,35 +76,19 @@ def _conversion_mode(plan: QuantPlan | None) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Keep the converter's chatter (Python loggers and native writes to both streams) out of the user's terminal.
-
-    Yields a list that holds the captured text afterwards, for error messages.
-    """
-    transcript: list[str] = []
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _quiet() -> Iterator[None]:
+    """Keep the converter's chatter (Python loggers and native writes to both streams) out of the user's terminal."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        saved = [(fd, os.dup(fd)) for fd in (1, 2)]
-        try:
-            for fd, _ in saved:
-                os.dup2(sink.fileno(), fd)
-            yield transcript
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for fd, copy in saved:
-                os.dup2(copy, fd)
-                os.close(copy)
-            logging.disable(level)
-            sink.seek(0)
-            transcript.append(sink.read().decode(errors="replace"))
+    try:
+        with native_output(1, 2), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
-def _first_line(error: Exception, transcript: list[str]) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

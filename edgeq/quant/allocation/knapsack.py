@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp  # type: ignore[import-untyped]
 
 from edgeq.errors import UsageError
+from edgeq.native import native_output
 from edgeq.quant.allocation.problem import (
     Allocation,
     Choice,
@@ -191,13 +192,14 @@ class _Program:
 
     def solve(self, seconds: float) -> tuple[list[int] | None, float]:
         """Option index per unit if a solution was found, and a proven lower bound of the score."""
-        answer: OptimizeResult = milp(
-            self._objective,
-            integrality=np.ones(len(self._columns)),
-            bounds=self._bounds,
-            constraints=self._constraints,
-            options={"mip_rel_gap": 0.0, "time_limit": seconds},
-        )
+        with native_output(1):  # now and then HiGHS prints a line of its own
+            answer: OptimizeResult = milp(
+                self._objective,
+                integrality=np.ones(len(self._columns)),
+                bounds=self._bounds,
+                constraints=self._constraints,
+                options={"mip_rel_gap": 0.0, "time_limit": seconds},
+            )
         proven = getattr(answer, "mip_dual_bound", None)
         bound = -math.inf if proven is None else self._least + float(proven) / self._factor
         if answer.x is None:

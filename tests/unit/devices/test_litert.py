@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import random
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeq.devices.litert import Kernels, LiteRtModel
-from edgeq.devices.litert_runtime import load_runtime, quiet_stderr
+from edgeq.devices.litert_runtime import load_runtime
 from edgeq.errors import DataError, MissingError, ModelError, UsageError
 from tests.unit.conftest import Tiny
 
@@ -232,14 +231,6 @@ def test_some_of_all_tensors_can_be_asked_for(tiny_int8: Path) -> None:
 def test_loading_is_silent(tiny_float: Path, capfd: pytest.CaptureFixture[str]) -> None:
     LiteRtModel(tiny_float)
     assert capfd.readouterr().err == ""
-
-
-def test_native_stderr_is_caught_and_restored(capfd: pytest.CaptureFixture[str]) -> None:
-    with quiet_stderr() as said:
-        os.write(2, b"chatter")
-        assert said() == "chatter"
-    os.write(2, b"talk")
-    assert capfd.readouterr().err == "talk"
 
 
 @pytest.mark.real

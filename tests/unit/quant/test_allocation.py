@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.errors import UsageError
-from edgeq.quant.allocation import Choice, Group, bisect, bit_operations, greedy, ilp, weight_bytes
+from edgeq.quant.allocation import Choice, Group, bisect, bit_operations, greedy, ilp, knapsack, weight_bytes
 
 WIDTHS = (8, 6, 4, 2)
 
@@ -109,6 +110,24 @@ def test_a_budget_missed_by_the_tolerance_of_the_solver_is_missed() -> None:
     assert found.cost <= 1.0
     assert found.score == pytest.approx(1.0)
     assert found.bits["c"] == 8
+
+
+def test_what_the_solver_prints_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """HiGHS of scipy 1.17 prints a line in one of seventy problems, into what `--json` promises to be one object."""
+    called, solve = [], knapsack.milp
+
+    def loud(*args: object, **more: object) -> object:
+        called.append(os.write(1, b"HighsMipSolverData::transformNewIntegerFeasibleSolution"))
+        return solve(*args, **more)
+
+    monkeypatch.setattr(knapsack, "milp", loud)
+    generator = random.Random(0)
+    choices = [Choice(f"t{i}", b, b * generator.random(), generator.random() / b) for i in range(60) for b in WIDTHS]
+    ilp(choices, 0.4 * sum(c.cost for c in choices if c.bits == 8))
+    assert called
+    assert capfd.readouterr().out == ""
 
 
 def test_greedy_stands_in_when_there_is_no_time() -> None:
