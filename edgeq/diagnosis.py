@@ -121,7 +121,7 @@ def _advice(
         return "a larger --budget-kb" if config.get("bits") == "mixed" else "--bits mixed --budget-kb N, or --bits w8a8"
     if cause == "weights":
         return float_layer
-    if config.get("method", "auto") not in ("auto", "rotate" if row["mode"] == "dynamic" else "transformer"):
+    if config.get("method", "auto") not in ("auto", "transformer" if row["mode"] == "static" else "rotate"):
         return "--method auto"
     if row["mode"] == "static" and dynamic:
         return "--scheme dynamic"

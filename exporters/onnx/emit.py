@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeq.errors import MissingError, ModelError
+from edgeq.exporters.converter import first_line, quiet_converter
 from edgeq.exporters.onnx.pack import pack_weights
 from edgeq.exporters.onnx.rewrite import lower
 from edgeq.spec import QuantPlan
@@ -44,7 +42,7 @@ def emit_onnx(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantPla
     except ImportError as error:
         raise MissingError(f"ONNX export needs {error.name}", code="EQ-P450", hint=INSTALL) from error
     lowered = graph if plan is None else lower(graph, plan)
-    with _quiet():
+    with quiet_converter():
         try:
             program = torch.onnx.export(
                 lowered,
@@ -58,7 +56,7 @@ def emit_onnx(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantPla
             model = program.model_proto
         except Exception as error:
             raise ModelError(
-                f"torch's ONNX exporter refuses the graph: {_first_line(error)}",
+                f"torch's ONNX exporter refuses the graph: {first_line(error)}",
                 code="EQ-M451",
                 hint="try another --scheme, or report the model with `edgeq doctor`",
             ) from error
@@ -175,21 +173,3 @@ def _fuse_silu(model: Any) -> None:
         fused += 1
     if fused:
         model.opset_import.append(helper.make_opsetid(RUNTIME, 1))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter out of the user's terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

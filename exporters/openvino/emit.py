@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
 import re
-import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeq.errors import MissingError, ModelError
+from edgeq.exporters.converter import quiet_converter
 from edgeq.exporters.openvino.graph import products
 from edgeq.exporters.openvino.pack import pack_weights
 from edgeq.exporters.openvino.rules import DYNAMIC_GROUP
@@ -61,21 +60,17 @@ def emit_openvino(
         message = f"OpenVINO export needs openvino: {error}"
         raise MissingError(message, code="EQ-P400", hint=INSTALL) from error
     widened = widen_weights(graph)
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_converter():
             model = openvino.convert_model(torch.export.export(widened, example))
-        model.reshape(dict(zip(model.inputs, [openvino.PartialShape(list(x.shape)) for x in example], strict=True)))
+            shapes = [openvino.PartialShape(list(x.shape)) for x in example]
+            model.reshape(dict(zip(model.inputs, shapes, strict=True)))
     except Exception as error:
         raise ModelError(
             f"OpenVINO's converter refuses the graph: {' '.join(str(error).split())[:300]}",
             code="EQ-M402",
             hint="try --format tflite, or report the model with `edgeq doctor`",
         ) from error
-    finally:
-        logging.disable(level)
     kept: list[Any] = []
     if plan is not None:
         kept = pack_weights(model, plan)

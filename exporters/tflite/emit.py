@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx
 
 from edgeq.errors import MissingError, ModelError
+from edgeq.exporters.converter import first_line, quiet_converter
 from edgeq.exporters.tflite.groups import hold_codes
 from edgeq.exporters.tflite.pack import pack_weights
 from edgeq.exporters.tflite.restore import leaves_floats, restore_floats, without_weight_grids
-from edgeq.native import native_output
 from edgeq.spec import QuantPlan
 
 INSTALL = "pip install 'edgeq[tflite]'"
@@ -39,11 +35,11 @@ def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantP
         ModelError: The converter refuses the graph.
     """
     try:
-        with _quiet():
+        with quiet_converter(1, 2):
             import litert_torch
     except ImportError as error:
         raise MissingError(f"TFLite export needs litert-torch: {error}", code="EQ-P001", hint=INSTALL) from error
-    with _quiet():
+    with quiet_converter(1, 2):
         try:
             graph = graph if plan is None else hold_codes(graph, plan)
             edge = litert_torch.convert(graph, example, quant_config=_conversion_mode(plan))
@@ -57,7 +53,7 @@ def emit_tflite(graph: fx.GraphModule, example: tuple[Tensor, ...], plan: QuantP
                     exact.unlink()
         except Exception as error:
             raise ModelError(
-                f"LiteRT's converter refuses the graph: {_first_line(error)}",
+                f"LiteRT's converter refuses the graph: {first_line(error)}",
                 code="EQ-M020",
                 place=_place(error),
                 hint="try another --scheme, or report the model with `edgeq doctor`",
@@ -73,24 +69,6 @@ def _conversion_mode(plan: QuantPlan | None) -> Any:
     dynamic = plan.scheme == "dynamic"
     settings = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
     return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(settings))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converter's chatter (Python loggers and native writes to both streams) out of the user's terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with native_output(1, 2), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _place(error: Exception) -> str | None:
