@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -87,24 +87,24 @@ def staged(out: str | Path, exist: Exist = "fail", *, needs_bytes: int = 0) -> I
         UsageError: As `check_out`; EQ-U045 when the disk is full.
     """
     path = check_out(out, exist)
-    made = _make_parents(path)
-    work, lock = None, None
+    # What is made is named before it is made: a signal may come in between.
+    made = [p for p in path.parents if not _exists(p)]
+    run = f"{os.getpid()}-{secrets.token_hex(4)}"
+    work, aside = (path.parent / f".{path.name}.{kind}-{run}" for kind in ("partial", "old"))
+    lock = None
     try:
+        _make_parents(path, made)
         _recover(path)
         path = check_out(out, exist)
         _check_space(path, needs_bytes)
-        work, lock = _make_work(path)
+        lock = _make_work(path, work)
         with _disk_errors(path, work, needs_bytes):
             yield work
             _flush(work)
             path = check_out(out, exist)  # another run may have been faster
-            _publish(work, path)
+            _publish(work, path, aside)
     except BaseException:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-        for folder in made:
-            with contextlib.suppress(OSError):  # somebody else may use it by now
-                folder.rmdir()
+        _take_back(work, path, aside, made)
         raise
     finally:
         if lock is not None:
@@ -141,23 +141,16 @@ def _check_ours(path: Path) -> None:
         raise UsageError(message, code="EQ-U044", place=str(path), hint="change to another folder first")
 
 
-def _make_parents(path: Path) -> list[Path]:
-    made: list[Path] = []
-    missing = [p for p in path.parents if not _exists(p)]
+def _make_parents(path: Path, missing: Sequence[Path]) -> None:
     try:
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
-            made.insert(0, folder)
     except OSError as error:
-        for folder in made:
-            folder.rmdir()
         raise _unwritable(path, error) from error
-    return made
 
 
-def _make_work(path: Path) -> tuple[Path, int | None]:
+def _make_work(path: Path, work: Path) -> int | None:
     while True:
-        work = path.parent / f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             work.mkdir()
         except OSError as error:
@@ -165,7 +158,7 @@ def _make_work(path: Path) -> tuple[Path, int | None]:
         lock = _lock(work)
         # A cleaner may have removed the folder between its birth and its lock.
         if _exists(work):
-            return work, lock
+            return lock
         if lock is not None:
             os.close(lock)
 
@@ -203,21 +196,27 @@ def _recover(path: Path) -> None:
                 os.close(lock)
 
 
-def _publish(work: Path, path: Path) -> None:
+def _publish(work: Path, path: Path, aside: Path) -> None:
     if not _exists(path):
         work.rename(path)
     elif _exchange(work, path):
         shutil.rmtree(work, ignore_errors=True)
     else:
-        aside = path.parent / f".{path.name}.old-{os.getpid()}-{secrets.token_hex(4)}"
         path.rename(aside)
-        try:
-            work.rename(path)
-        except BaseException:
-            aside.rename(path)
-            raise
+        work.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
     _flush_folder(path.parent)
+
+
+def _take_back(work: Path, path: Path, aside: Path, made: Sequence[Path]) -> None:
+    """Undo what was done until an exception, which may have come between any two steps."""
+    if _exists(aside) and not _exists(path):
+        aside.rename(path)
+    for folder in (aside, work):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in made:
+        with contextlib.suppress(OSError):  # not made yet, or somebody else uses it by now
+            folder.rmdir()
 
 
 def _exchange(first: Path, second: Path) -> bool:

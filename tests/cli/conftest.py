@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,6 +54,23 @@ def edgeq(*words: str | Path, cwd: Path, timeout: int = 280) -> subprocess.Compl
     """Run a command line in a process of its own."""
     command = [sys.executable, "-m", "edgeq", *map(str, words)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def stopped(*words: str, stage: str, number: signal.Signals, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command line and send it a signal when its `stage` has ended, or, for "start", when its work begins."""
+    command = [sys.executable, "-m", "edgeq", *words]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        if stage == "start":
+            while not (cwd / "out").exists():
+                assert process.poll() is None
+        else:
+            for line in process.stderr:  # a stage prints its line when it ends, so the next one is running
+                if stage in line:
+                    break
+        process.send_signal(number)
+        out, rest = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, out, rest)
 
 
 @pytest.fixture(scope="session")

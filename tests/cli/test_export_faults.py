@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from edgeq.models.vit_nano import VitNano
-from tests.cli.test_export import FAST, edgeq
+from tests.cli.conftest import FAST, edgeq, stopped
 
 STAGES = ("start", "load", "convert float", "build dynamic", "measure dynamic")
 
@@ -102,27 +100,16 @@ def test_unusable_calibration_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
 def test_stopped_in_every_stage(stage: str, number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edgeq", "export", "vit_nano", *FAST]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    if stage == "start":
-        while not (tmp_path / "out").exists():  # made when the work begins
-            assert process.poll() is None
-    else:
-        for line in process.stderr:  # a stage prints its line when it ends, so the next one is running
-            if stage in line:
-                break
-    process.send_signal(number)
-    _, rest = process.communicate(timeout=120)
+    done = stopped("export", "vit_nano", *FAST, stage=stage, number=number, cwd=tmp_path)
     out = tmp_path / "out" / "vit_nano-rpi"
     if out.exists():  # it was faster than the signal: then the bundle is whole
         assert (out / "manifest.json").exists()
     elif number == signal.SIGINT:
-        assert process.returncode == 130
-        assert "Traceback" not in rest
+        assert done.returncode == 130
+        assert "Traceback" not in done.stderr
         assert not (tmp_path / "out").exists()
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert done.returncode == -signal.SIGKILL
         again = edgeq("export", "vit_nano", *FAST, cwd=tmp_path)
         assert again.returncode == 0, again.stderr
         assert [p.name for p in (tmp_path / "out").iterdir()] == ["vit_nano-rpi"]

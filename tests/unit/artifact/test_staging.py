@@ -12,11 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Literal
 
 import pytest
 
 from edgeq.artifact import check_out, staged, write_json
 from edgeq.artifact import staging as module
+from edgeq.artifact.manifest import SCHEMA
 from edgeq.errors import UsageError
 from tests.unit.artifact.conftest import Builder
 
@@ -60,6 +63,64 @@ def test_nothing_stays_after_an_exception(tmp_path: Path, error: BaseException) 
     with pytest.raises(type(error)):
         work()
     assert listing(tmp_path) == []
+
+
+def interrupted(line: int, work: Callable[[], object]) -> bool:
+    """Whether Ctrl-C at the given line of `staging.py`, counted as they run, ended the work."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal count
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        count += event == "line"
+        if event == "line" and count == line:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_interrupted_at_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool) -> None:
+    """Whenever Ctrl-C comes, the bundle is there and whole, or nothing is."""
+    if not can_exchange:
+        monkeypatch.setattr(module, "_exchange", lambda *_: False)
+    old = tmp_path / "old"
+    for replaced in (False, True):
+        line = 1
+        while True:
+            place = tmp_path / f"{replaced}-{line}"
+            place.mkdir()
+            out = place / "deep" / "a"
+            if replaced:
+                shutil.copytree(old, out)
+
+            def work(out: Path = out, exist: Literal["fail", "replace"] = "replace" if replaced else "fail") -> None:
+                with staged(out, exist) as folder:
+                    (folder / "model").write_text("new")
+                    write_json(folder / "manifest.json", {"schema": SCHEMA, "files": [{"path": "model"}]})
+
+            stopped = interrupted(line, work)
+            if out.exists():
+                assert listing(out) == ["manifest.json", "model"], line
+                assert listing(out.parent) == ["a"], line
+            else:
+                assert stopped and not replaced and listing(place) == [], line
+            if not stopped:
+                break
+            line += 1
+        assert line > 60
+        shutil.copytree(out, old, dirs_exist_ok=True)
+        (old / "model").write_text("old")
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
