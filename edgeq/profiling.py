@@ -66,9 +66,13 @@ class Baseline:
     def gate(self, profile: Profile, max_slowdown: float | None) -> dict[str, Any]:
         """How much slower a profile is than the baseline, in percent, and whether that is allowed.
 
+        Where both were measured in alternation, the fastest tenths of the runs must agree that it is not: a program
+        beside them moves the median of a quick file anywhere (`timing`).
+
         Returns:
-            `baseline`, `this`, `unit`, `slowdown`, `interval` (95 %, of the slowdown, None unless both were measured in
-            alternation), `paired`, `max_slowdown`, `passed` and `why` (of two saved medians: `reasons`).
+            `baseline`, `this`, `unit`, `slowdown`, `interval` (95 %, of the slowdown) and `fastest` (slowdown of the
+            10th percentiles; both None unless measured in alternation), `paired`, `max_slowdown`, `passed` and `why`
+            (of two saved medians: `reasons`).
 
         Raises:
             InputError: EQ-I870, the baseline has no such device or another unit.
@@ -86,16 +90,20 @@ class Baseline:
             found["ratio"] = found["this"] / found["baseline"]
             why = reasons(found["ratio"], conditions(saved), conditions(row))
         slowdown = 100 * (found["ratio"] - 1)
-        ends = [100 * (found[end] - 1) for end in ("low", "high")] if found["paired"] else None
+        paired = found["paired"]
+        ends = [100 * (found[end] - 1) for end in ("low", "high")] if paired else None
+        fastest = 100 * (found["fastest"] - 1) if paired else None
+        surely = slowdown if fastest is None else min(slowdown, fastest)
         return {
             "baseline": found["baseline"],
             "this": found["this"],
             "unit": profile.unit,
             "slowdown": slowdown,
             "interval": ends,
-            "paired": found["paired"],
+            "fastest": fastest,
+            "paired": paired,
             "max_slowdown": max_slowdown,
-            "passed": max_slowdown is None or slowdown <= max_slowdown,
+            "passed": max_slowdown is None or surely <= max_slowdown,
             "why": why,
         }
 

@@ -202,7 +202,9 @@ def _show_gate(console: Console, gate: Mapping[str, Any] | None) -> None:
     if gate is None:
         return
     how = "in alternation" if gate["paired"] else "measured apart"
-    ends = "" if gate["interval"] is None else " (95 %: {:+.1f} to {:+.1f} %)".format(*gate["interval"])
+    ends = ""
+    if gate["paired"]:
+        ends = " (95 %: {:+.1f} to {:+.1f} %; the fastest tenths {fastest:+.1f} %)".format(*gate["interval"], **gate)
     console.result(f"against {gate['baseline']:,.3f} {gate['unit']}, {how}: {gate['slowdown']:+.1f} %{ends}")
     _show_reasons(console, gate["why"])
     if not gate["passed"]:

@@ -126,9 +126,12 @@ def test_conditions_of_profiles_that_somebody_wrote(state: Any) -> None:
 
 def test_a_pair_in_alternation_counts_more_than_two_medians(tmp_path: Path) -> None:
     pair = {"paired": True, "baseline": 10.0, "this": 12.0, "ratio": 1.1, "low": 1.05, "high": 1.2}
-    gate = Baseline(tmp_path, None, {}).gate(profile(p50=30.0, against=pair), 9)
-    assert gate["slowdown"] == pytest.approx(10) and not gate["passed"]
-    assert gate["interval"] == [pytest.approx(5), pytest.approx(20)]
+    for fastest, passed in ((1.2, False), (1.08, True)):  # a neighbour moves the median, and hardly these
+        against = {**pair, "fastest": fastest}
+        gate = Baseline(tmp_path, None, {}).gate(profile(p50=30.0, against=against), 9)
+        assert gate["slowdown"] == pytest.approx(10) and gate["passed"] is passed
+        assert gate["fastest"] == pytest.approx(100 * (fastest - 1))
+        assert gate["interval"] == [pytest.approx(5), pytest.approx(20)]
 
 
 def test_a_baseline_of_something_else_is_refused(tmp_path: Path) -> None:

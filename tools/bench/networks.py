@@ -1,4 +1,4 @@
-"""A convolutional and two hybrid networks through every format; writes `results/networks.json`.
+"""Convolutional and hybrid networks through every format; writes `results/networks.json`.
 
     python tools/bench/networks.py --photos FOLDER [--only NAME ...]
 
@@ -27,7 +27,13 @@ from edgeq.data import open_images, preprocess
 from edgeq.spec import Preprocess
 
 RESULT = Path(__file__).parent / "results" / "networks.json"
-NETWORKS = {"mobilenet_v3_small": "cnn", "mobilevit_xxs": "vit", "efficientformer_l1": "vit"}
+NETWORKS = {
+    "resnet18": "cnn",
+    "mobilenet_v2": "cnn",
+    "mobilenet_v3_small": "cnn",
+    "mobilevit_xxs": "vit",
+    "efficientformer_l1": "vit",
+}
 FORMATS = {"tflite": "rpi", "openvino": "x86", "onnx": "x86"}
 SCHEMES = {"cnn": "integer", "vit": "static"}
 NORM_PHOTOS = 16
