@@ -50,7 +50,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 FAST = ["--device", "rpi", "--scheme", "dynamic", "--runs", "300", "--threads", "1"]
 
 
-def edgeq(*words: str | Path, cwd: Path, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+def edgeq(*words: str | Path, cwd: Path, timeout: int = 800) -> subprocess.CompletedProcess[str]:
     """Run a command line in a process of its own."""
     command = [sys.executable, "-m", "edgeq", *map(str, words)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
@@ -69,7 +69,7 @@ def stopped(*words: str, stage: str, number: signal.Signals, cwd: Path) -> subpr
                 if stage in line:
                     break
         process.send_signal(number)
-        out, rest = process.communicate(timeout=120)
+        out, rest = process.communicate(timeout=300)
     return subprocess.CompletedProcess(command, process.returncode, out, rest)
 
 

@@ -19,7 +19,6 @@ from edgeq.models import load_model
 from edgeq.models.base import parse_model
 from tests.cli.conftest import edgeq
 
-pytestmark = pytest.mark.timeout(600)
 COUNT = 48
 
 
@@ -41,7 +40,7 @@ def rooms(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 def exported(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     cwd = tmp_path_factory.mktemp("export")
     words = ["--device", "rpi", "--scheme", "integer", "--keep-float", "none", "--data", str(rooms)]
-    done = edgeq("export", "depth_nano", *words, "--runs", "20", "--force", "--json", cwd=cwd, timeout=500)
+    done = edgeq("export", "depth_nano", *words, "--runs", "20", "--force", "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd, json.loads(done.stdout)
 
@@ -85,7 +84,7 @@ def test_the_bundle_makes_the_maps_that_were_scored(exported: tuple[Path, dict[s
 def test_degraded_pictures_are_judged(exported: tuple[Path, dict[str, Any]], rooms: Path) -> None:
     cwd, summary = exported
     words = ["--data", str(rooms), "--degrade", "noise:5,blur:3", "--limit", "16", "--json"]
-    done = edgeq("validate", summary["artifact"], *words, cwd=cwd, timeout=300)
+    done = edgeq("validate", summary["artifact"], *words, cwd=cwd)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["metric"], result["n"]) == ("AbsRel", 16)

@@ -28,7 +28,6 @@ def photo(path: Path) -> torch.Tensor:
 
 
 @pytest.mark.real
-@pytest.mark.timeout(900)
 def test_yolox_nano_runs_in_integers(real_data: Path, tmp_path: Path) -> None:
     model = real_data / "yolo" / "yolox_nano.onnx"
     files = sorted((real_data / "yolo" / "images").iterdir())

@@ -28,7 +28,6 @@ def found(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 0) -
     return result
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
 def test_a_killed_search_goes_on_and_its_bundle_is_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: Path
@@ -75,7 +74,6 @@ def test_a_killed_search_goes_on_and_its_bundle_is_exact(
     assert refused["code"] == "EQ-G880" and refused["hint"].startswith("--budget-kb ")
 
 
-@pytest.mark.timeout(900)
 def test_a_search_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

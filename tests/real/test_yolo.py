@@ -61,7 +61,6 @@ def test_yolox_nano_keeps_its_map_in_8_bits(yolo: Path, tmp_path: Path) -> None:
         *("export", str(yolo / "yolox_nano.onnx"), "--family", "yolo", "--device", "x86", "--scheme", "static"),
         *("--calib", str(calib), "--data", str(data), "--max-drop", "4", "--runs", "5", "--out", str(out), "--json"),
         cwd=tmp_path,
-        timeout=800,
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)

@@ -62,6 +62,15 @@ def yolo_table() -> str:
     return "\n".join(lines)
 
 
+def passes_table() -> str:
+    """What one more operation costs a value in LiteRT's integer kernels."""
+    found = json.loads((RESULTS / "passes.json").read_text(encoding="utf-8"))["ns"]
+    names = ["product with constants", "depthwise 1x1", "pointwise", "product", "sum", "sigmoid"]
+    lines = ["| ns a value | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {size} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |" for size, row in found.items()]
+    return "\n".join(lines)
+
+
 def points_table() -> str:
     """PointMLP over both halves of the clouds."""
     lines = [

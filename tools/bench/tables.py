@@ -443,6 +443,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "busy": busy_table,
     "whisper": family_tables.whisper_table,
     "yolo": family_tables.yolo_table,
+    "passes": family_tables.passes_table,
     "networks": networks_table,
     "points": family_tables.points_table,
     "pillars": family_tables.pillars_table,
