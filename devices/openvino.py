@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.artifact.run import file_options
 from edgeq.devices.base import Array, ExecutedOp, Execution
 from edgeq.errors import DataError, DeviceError, MissingError, ModelError, UsageError
 
 DEFAULTS: Mapping[str, str] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """Options that change results, and their values where a file does not say."""
-
-OPTIONS = "runtime_options"
-"""Where a file says what it wants, in its meta data."""
 
 INSTALL = "pip install openvino"
 _CONVERTERS = ("FakeQuantize", "Convert")
@@ -57,7 +55,7 @@ class OpenVinoModel:
         self._core = openvino.Core()
         try:
             model = self._core.read_model(str(path))
-            self.settings = {**DEFAULTS, **_options(model)}
+            self.settings = {**DEFAULTS, **file_options(model)}
             self._compiled = self._compile(model)
             self._request = self._compiled.create_infer_request()
             self.shapes = tuple(tuple(int(n) for n in port.shape) for port in self._compiled.inputs)
@@ -169,12 +167,3 @@ def load_openvino() -> Any:
     except (ImportError, OSError) as error:
         message = f"OpenVINO cannot be imported: {' '.join(str(error).split())[:200]}"
         raise MissingError(message, code="EQ-P400", hint=INSTALL) from error
-
-
-def _options(model: Any) -> dict[str, str]:
-    """The options that a file asks for."""
-    if not model.has_rt_info(OPTIONS):
-        return {}
-    wanted = model.get_rt_info(OPTIONS)
-    values = wanted.value if hasattr(wanted, "value") else wanted
-    return {str(key): str(getattr(value, "value", value)) for key, value in dict(values).items()}

@@ -39,7 +39,7 @@ class ExportConfig:
         device: Name of the target.
         family: Family of a model file, where it cannot be inferred.
         weights: Checkpoint to load into a named architecture.
-        shape: Height and width of the image that an ONNX file leaves open, such as `480x640`.
+        shape: Height and width of the image that an ONNX network is to take, such as `480x640`.
         format: Artifact format, or `auto` for the target's first.
         bits: Widths of weights and activations, or `mixed` for the best ones within `budget_kb`.
         budget_kb: Largest size of the model file in kB (1000 bytes).

@@ -49,7 +49,7 @@ def to_subpixel(graph: fx.GraphModule, node: fx.Node) -> None:
     if not isinstance(source, fx.Node):
         return
     phases, taps = subpixel_weight(weight, s)
-    _, channels, height, width = shape_of(node)
+    batch, channels, height, width = shape_of(node)
     if (height + padding[0] > s * (shape_of(source)[2] + taps[0] - 1)) or (
         width + padding[1] > s * (shape_of(source)[3] + taps[1] - 1)
     ):
@@ -64,9 +64,9 @@ def to_subpixel(graph: fx.GraphModule, node: fx.Node) -> None:
     rows, cols = shape_of(source)[2] + taps[0] - 1, shape_of(source)[3] + taps[1] - 1
     border = [taps[0] - 1, taps[1] - 1]
     whole = call(graph, aten.conv2d.default, source, kernel, repeated, [1, 1], border, before=node)
-    whole = call(graph, aten.reshape.default, whole, [1, s, s, channels, rows, cols], before=node)
+    whole = call(graph, aten.reshape.default, whole, [batch, s, s, channels, rows, cols], before=node)
     whole = call(graph, aten.permute.default, whole, [0, 3, 4, 1, 5, 2], before=node)
-    whole = call(graph, aten.reshape.default, whole, [1, channels, rows * s, cols * s], before=node)
+    whole = call(graph, aten.reshape.default, whole, [batch, channels, rows * s, cols * s], before=node)
     for axis, (start, size) in enumerate(zip(padding, (height, width), strict=True), start=2):
         whole = call(graph, aten.slice.Tensor, whole, axis, start, start + size, before=node)
     supersede(node, whole)

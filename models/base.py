@@ -36,7 +36,7 @@ class ModelRequest:
         family: Key of `FAMILIES`.
         variant: Architecture name, empty for a file that carries its own.
         path: Model or checkpoint file; None when the weights ship with edgeq.
-        shape: Height and width of the image, for a file that leaves them open.
+        shape: Height and width of the image that an ONNX file is to be read for.
     """
 
     family: str
@@ -271,7 +271,7 @@ def parse_model(name: str, family: str | None, weights: Path | None, shape: str 
             f"the size of the input of {name} is known",
             code="EQ-U018",
             place="--shape",
-            hint="leave --shape out; it is for ONNX files that leave height and width open",
+            hint="leave --shape out; it is for ONNX files",
         )
     rows, columns = map(int, shape.split("x"))
     return replace(request, shape=(rows, columns))

@@ -107,6 +107,19 @@ class LiteRt:
         return values
 
 
+OPTIONS = "runtime_options"
+"""Place of the runtime's options in the meta data of an `.xml` file."""
+
+
+def file_options(model: Any) -> dict[str, str]:
+    """The options that an OpenVINO file asks for; without them OpenVINO chooses by the CPU: bfloat16 where it can."""
+    if not model.has_rt_info(OPTIONS):
+        return {}
+    wanted = model.get_rt_info(OPTIONS)
+    values = wanted.value if hasattr(wanted, "value") else wanted
+    return {str(key): str(getattr(value, "value", value)) for key, value in dict(values).items()}
+
+
 class OpenVino:
     """An `.xml` file with its `.bin` in OpenVINO, on the CPU, with the options it was measured with."""
 
@@ -115,8 +128,9 @@ class OpenVino:
             raise Failure("OpenVINO is absent\n  try: pip install openvino", 4)
         self.openvino: Any = importlib.import_module("openvino")
         core = self.openvino.Core()
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **settings}
-        self.request = core.compile_model(core.read_model(str(path)), "CPU", options).create_infer_request()
+        model = core.read_model(str(path))
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **file_options(model), **settings}
+        self.request = core.compile_model(model, "CPU", options).create_infer_request()
         self.inputs, self.outputs = self.request.model_inputs, self.request.model_outputs
         self.shapes = [tuple(port.shape) for port in self.inputs]
 

@@ -40,7 +40,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--device", metavar="TARGET", shell_complete=complete_device, help="Where it will run: `edgeq devices`.")
 @click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit, cnn, yolo.")
 @click.option("--weights", type=_PATH, metavar="FILE", help="Checkpoint of a named architecture (.safetensors, .pth).")
-@click.option("--shape", metavar="HxW", help="Height and width of the image, where an ONNX file leaves them open.")
+@click.option("--shape", metavar="HxW", help="Height and width of the image that an ONNX network is to take.")
 @click.option(
     "--calib", type=_PATH, metavar="PATH", help="Photos like those the device will see; a quarter is held out."
 )

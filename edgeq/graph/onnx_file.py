@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _INPUT_TYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool}
 _HALF_TYPES = (10, 16)
+_IMAGE_AXES = 4
+
+Sizes: TypeAlias = "tuple[int | str | None, ...]"
+"""Of the axes of an input: a number, or the name, if any, of what is left open."""
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -132,18 +136,15 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     return result
 
 
-def describe_file(path: Path) -> tuple[dict[str, str], dict[str, bool]]:
-    """The notes that the exporting program left in an ONNX file, and which inputs leave more open than the batch size.
+def describe_file(path: Path) -> tuple[dict[str, str], dict[str, Sizes]]:
+    """The notes that the exporting program left in an ONNX file, and the sizes of its inputs by name.
 
     Raises:
         ModelError: The file is unusable.
         MissingError: The package `onnx` is absent.
     """
     model = read_model(path)
-    constants = {t.name for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in constants]
-    free = {i.name: not all(d.dim_value > 0 for d in i.type.tensor_type.shape.dim[1:]) for i in inputs}
-    return notes_of(model), free
+    return notes_of(model), {item.name: _sizes(item) for item in _inputs(model)}
 
 
 def notes_of(model: onnx.ModelProto) -> dict[str, str]:
@@ -162,11 +163,11 @@ def input_specs(
 
     Raises:
         ModelError: A size other than the batch is free and not given, or the type is not supported.
-        UsageError: `wanted` names an unknown input or contradicts a fixed size.
+        UsageError: `wanted` names an unknown input, or contradicts a fixed size other than batch, height and width of
+            images.
     """
     wanted = dict(wanted or {})
-    constants = {t.name for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in constants]
+    inputs = _inputs(model)
     names = [i.name for i in inputs]
     for name in wanted:
         if name not in names:
@@ -182,26 +183,57 @@ def input_specs(
             raise ModelError(
                 f"input {item.name!r} has a type that is not supported", code="EQ-M104", place=item.name, hint=hint
             )
-        dims: list[int | str] = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim]
-        result[item.name] = (_fixed_shape(item.name, dims, wanted.get(item.name)), _INPUT_TYPES[kind.elem_type])
+        result[item.name] = (_fixed_shape(item.name, _sizes(item), wanted.get(item.name)), _INPUT_TYPES[kind.elem_type])
     return result
 
 
-def _fixed_shape(name: str, dims: list[int | str], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+def fixed_sizes(model: onnx.ModelProto) -> list[tuple[str, int, int]]:
+    """The sizes that the file fixes: input, axis, size."""
+    return [(item.name, i, n) for item in _inputs(model) for i, n in enumerate(_sizes(item)) if isinstance(n, int)]
+
+
+def with_input_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """A copy for inputs of these sizes, without what the file says of the sizes of other tensors."""
+    import onnx
+
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    for item in _inputs(copied):
+        for dim, size in zip(item.type.tensor_type.shape.dim, shapes[item.name], strict=True):
+            dim.dim_value = size
+    del copied.graph.value_info[:]
+    for item in copied.graph.output:
+        item.type.tensor_type.ClearField("shape")
+    return copied
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that are no stored weights."""
+    constants = {t.name for t in model.graph.initializer}
+    return [i for i in model.graph.input if i.name not in constants]
+
+
+def _sizes(item: onnx.ValueInfoProto) -> Sizes:
+    dims = item.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.dim_value > 0 else d.dim_param or None for d in dims)
+
+
+def _fixed_shape(name: str, dims: Sizes, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     """The shape of input `name`, from the file and from what the user wants."""
-    fixed = [isinstance(d, int) and d > 0 for d in dims]
     if wanted is not None:
         if len(wanted) != len(dims) or any(w < 1 for w in wanted):
-            raise UsageError(f"{wanted} is no shape for input {name!r} with axes {dims}", code="EQ-U102", place=name)
-        if any(f and w != d for f, w, d in zip(fixed, wanted, dims, strict=True)):
-            message = f"the model fixes input {name!r} to {dims}, not {wanted}"
+            shown = list(dims)
+            raise UsageError(f"{wanted} is no shape for input {name!r} with axes {shown}", code="EQ-U102", place=name)
+        other = {i for i, (d, w) in enumerate(zip(dims, wanted, strict=True)) if isinstance(d, int) and w != d}
+        if other and (len(dims) != _IMAGE_AXES or 1 in other):
+            message = f"the model fixes input {name!r} to {list(dims)}, not {wanted}"
             raise UsageError(message, code="EQ-U102", place=name, hint="leave --shape out, or export the model anew")
         return tuple(int(w) for w in wanted)
-    if not all(fixed[1:]):
+    if not all(isinstance(d, int) for d in dims[1:]):
         guesses = ["1" if i == 0 else "224" for i in range(len(dims))]
-        example = ", ".join(str(d) if f else g for d, f, g in zip(dims, fixed, guesses, strict=True))
+        example = ", ".join(str(d) if isinstance(d, int) else g for d, g in zip(dims, guesses, strict=True))
         message = f"input {name!r} has free sizes: {[d or '?' for d in dims]}"
         raise ModelError(
             message, code="EQ-M112", place=name, hint=f"state it: --shape HEIGHTxWIDTH, in Python {name}=({example})"
         )
-    return tuple(int(d) if f else 1 for d, f in zip(dims, fixed, strict=True))
+    return tuple(d if isinstance(d, int) else 1 for d in dims)

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from edgeq.errors import EdgeqError, ModelError
 from edgeq.graph import onnx_ops_nn, onnx_ops_shape
 from edgeq.graph.capture import canonicalize, trace
-from edgeq.graph.onnx_file import attributes_of, input_specs, notes_of, read_model, tensor_of
+from edgeq.graph.onnx_file import attributes_of, fixed_sizes, input_specs, notes_of, read_model, tensor_of
 from edgeq.graph.onnx_ops import OPERATORS, Function, OnnxNode, describe
 from edgeq.hashing import file_sha256
 
@@ -55,6 +55,7 @@ class ImportedOnnx:
         output_names: Names in the file, in the order of the graph's outputs.
         sha256: Hash of the file.
         notes: What the exporting program left as metadata.
+        resized: Whether an input has another size than the file fixes.
     """
 
     graph: fx.GraphModule
@@ -63,6 +64,7 @@ class ImportedOnnx:
     output_names: tuple[str, ...]
     sha256: str
     notes: Mapping[str, str]
+    resized: bool = False
 
 
 def import_onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> ImportedOnnx:
@@ -70,7 +72,8 @@ def import_onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]] | None =
 
     Args:
         path: The file; weights in other files must lie in the same folder.
-        input_shapes: Shapes for inputs whose sizes the file leaves open. An open batch size defaults to 1.
+        input_shapes: Shapes for inputs whose sizes the file leaves open; of images, also other batches, heights and
+            widths than it fixes. An open batch size defaults to 1.
 
     Raises:
         ModelError: The file is unusable, or a node cannot be imported.
@@ -94,6 +97,7 @@ def import_onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]] | None =
         output_names=program.output_names,
         sha256=file_sha256(path),
         notes=notes_of(model),
+        resized=any(n != specs[name][0][i] for name, i, n in fixed_sizes(model)),
     )
 
 

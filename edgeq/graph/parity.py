@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from edgeq.errors import MissingError, ModelError, UsageError
+from edgeq.graph.onnx_file import read_model, with_input_shapes
 from edgeq.graph.onnx_import import ImportedOnnx
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def check_parity(
         MissingError: The package `onnxruntime` is absent.
     """
     feed = _feed(imported, seed, inputs or {})
-    expected = _run_onnx(Path(path), feed)
+    expected = _run_onnx(_source(imported, Path(path)), feed)
     with torch.no_grad():
         computed = imported.graph(*(torch.from_numpy(a) for a in feed.values()))
     errors = [relative_error(expected[n], t.numpy()) for n, t in zip(imported.output_names, computed, strict=True)]
@@ -69,6 +70,32 @@ def check_parity(
     message = f"{Path(path).name}: edgeq and onnxruntime differ by {worst:.3g} relative, allowed is {tolerance:g}"
     hint = "please report the operation named here; as a way around, export the model with other options or opset"
     raise ModelError(message, code="EQ-M120", place=f"first at {place}", hint=hint)
+
+
+def check_one_by_one(imported: ImportedOnnx, path: Path, batch: int, tolerance: float = 1e-3) -> None:
+    """Require that a file of a fixed batch gives each item what the graph, imported for one, gives it alone.
+
+    Args:
+        imported: Of the file, with a batch of 1.
+        path: The ONNX file.
+        batch: That it fixes.
+        tolerance: Largest relative error of an output.
+
+    Raises:
+        ModelError: EQ-M116, an output has not one entry for each item, or another one.
+        MissingError: The package `onnxruntime` is absent.
+    """
+    ((name, shape),) = zip(imported.input_names, imported.input_shapes, strict=True)
+    items = np.random.default_rng(0).standard_normal((batch, *shape[1:])).astype(np.float32)
+    expected = _run_onnx(path, {name: items})
+    for index in range(batch):
+        with torch.no_grad():
+            alone = imported.graph(torch.from_numpy(items[index : index + 1]))
+        for output, found in zip(imported.output_names, alone, strict=True):
+            whole = expected[output]
+            if whole.shape[:1] != (batch,) or relative_error(whole[index : index + 1], found.numpy()) > tolerance:
+                message = f"{path.name} takes {batch} items at once, and gives one alone another {output!r}"
+                raise ModelError(message, code="EQ-M116", place=output, hint="export the model for a batch of 1")
 
 
 def relative_error(reference: Array, other: Array) -> float:
@@ -149,7 +176,7 @@ class _Tracker(fx.Interpreter):
 
 def _first_bad(imported: ImportedOnnx, path: Path, feed: Mapping[str, Array], tolerance: float) -> str | None:
     """Place of the first tensor, in the file's order, that is off by more than `tolerance`."""
-    model = _exposed(path)
+    model = _exposed(imported, path)
     try:
         expected = _run_onnx(model.SerializeToString(), feed)
     except ModelError:
@@ -166,13 +193,20 @@ def _first_bad(imported: ImportedOnnx, path: Path, feed: Mapping[str, Array], to
     return None
 
 
-def _exposed(path: Path) -> onnx.ModelProto:
+def _source(imported: ImportedOnnx, path: Path) -> Path | bytes:
+    """What onnxruntime runs: the file, or its bytes with the sizes that replace those of the file."""
+    return _resized(imported, path).SerializeToString() if imported.resized else path
+
+
+def _resized(imported: ImportedOnnx, path: Path) -> onnx.ModelProto:
+    return with_input_shapes(read_model(path), dict(zip(imported.input_names, imported.input_shapes, strict=True)))
+
+
+def _exposed(imported: ImportedOnnx, path: Path) -> onnx.ModelProto:
     """The model with every intermediate tensor as an output."""
     import onnx
 
-    from edgeq.graph.onnx_file import read_model
-
-    model = read_model(path)
+    model = _resized(imported, path) if imported.resized else read_model(path)
     known = {o.name for o in model.graph.output}
     names = [name for node in model.graph.node for name in node.output if name and name not in known]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))

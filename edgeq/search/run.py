@@ -18,7 +18,7 @@ from edgeq.errors import UsageError
 from edgeq.places import state_dir
 from edgeq.progress import Progress
 from edgeq.report import search_page
-from edgeq.search.engine import Search, summary
+from edgeq.search.engine import SCHEMA, Search, summary
 from edgeq.search.problem import Budgets
 from edgeq.search.store import CostStore
 from edgeq.search.workbench import DeviceBench
@@ -192,7 +192,7 @@ def recall(request: SearchRequest, job: Job, identity: dict[str, Any]) -> tuple[
     labelled = [] if job.labelled is None else [item.sha256 for item in job.labelled.items]
     asked = {k: v for k, v in config.items() if k not in ("out", "exist", "dry_run", "force", "compare", "runs")}
     narrow = request.budgets.kb is not None
-    key = cache_key(identity, session.adapter.loaded.weights_sha256, asked, data, labelled, narrow)
+    key = cache_key(SCHEMA, identity, session.adapter.loaded.weights_sha256, asked, data, labelled, narrow)
     device = " | ".join(str(identity[k]) for k in ("device", "board", "machine", "runtime"))
     device += f" | {session.exporter.name} | {request.config.threads or 1} threads"
     store = CostStore.open(cache_key(device), device)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgeq.places import state_dir
 
-SCHEMA = "edgeq.costs/1"
+SCHEMA = "edgeq.costs/2"
 
 
 @dataclass

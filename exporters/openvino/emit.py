@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from edgeq.artifact.run import OPTIONS
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.converter import quiet_converter
 from edgeq.exporters.openvino.graph import products
@@ -21,9 +22,6 @@ from edgeq.graph.legalize import WEIGHT_PATH
 from edgeq.spec import QuantPlan, codes_hash
 
 INSTALL = "pip install 'edgeq[openvino]'"
-OPTIONS = "runtime_options"
-"""Place of the runtime's options in a file's meta data; `edgeq.devices.openvino` reads them."""
-
 PRECISION = "INFERENCE_PRECISION_HINT"
 GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
+from edgeq.artifact.run import OPTIONS
 from edgeq.errors import MissingError, ModelError
 from edgeq.exporters.base import FileOp, ReadBack
 from edgeq.exporters.matching import share_out
-from edgeq.exporters.openvino.emit import GROUP, INSTALL, OPTIONS, weight_name
+from edgeq.exporters.openvino.emit import GROUP, INSTALL, weight_name
 from edgeq.exporters.openvino.graph import PRODUCTS, Weight, products, tables, weight_of
 from edgeq.graph.kinds import op_kind
 from edgeq.graph.legalize import Legalized

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq.artifact import run
 from edgeq.devices import RUNTIMES, open_model
 from edgeq.devices.litert import LiteRtModel
-from edgeq.devices.openvino import DEFAULTS, OPTIONS, OpenVinoModel
+from edgeq.devices.openvino import DEFAULTS, OpenVinoModel
 from edgeq.errors import DataError, MissingError, ModelError, UsageError
 
 IMAGE = np.random.default_rng(1).normal(size=(1, 8)).astype(np.float32)
@@ -57,10 +58,24 @@ def test_options_in_the_file_are_obeyed_and_told(tiny_openvino: Path, tmp_path: 
     import openvino
 
     model = openvino.Core().read_model(tiny_openvino)
-    model.set_rt_info("64", [OPTIONS, "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    model.set_rt_info("64", [run.OPTIONS, "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     openvino.save_model(model, tmp_path / "m.xml")
     loaded = OpenVinoModel(tmp_path / "m.xml")
     assert loaded.execution().settings == {**DEFAULTS, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}
+
+
+def test_the_runner_obeys_the_file_where_the_manifest_says_nothing(tiny_openvino: Path, tmp_path: Path) -> None:
+    """Float bundles and probes of a search have no options; where the CPU has bfloat16, OpenVINO would take that."""
+    import openvino
+
+    model = openvino.Core().read_model(tiny_openvino)
+    for name, value in {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}.items():
+        model.set_rt_info(value, [run.OPTIONS, name])
+    openvino.save_model(model, tmp_path / "m.xml")
+    for settings, group in (({}, 64), ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, 0)):
+        compiled = run.OpenVino(tmp_path / "m.xml", 1, settings).request.get_compiled_model()
+        assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+        assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
 
 
 @pytest.mark.parametrize("array", [np.zeros((1, 9), np.float32), np.full((1, 8), np.nan), np.array([["a"] * 8])])

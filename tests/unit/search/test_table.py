@@ -61,7 +61,7 @@ def test_costs_are_kept_by_device() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '{"schema": "edgeq.costs/1"}', '{"schema": "x", "device": "d", "costs": []}', "\x00\xff"],
+    ["", "{", "[]", "null", '{"schema": "edgeq.costs/2"}', '{"schema": "x", "device": "d", "costs": []}', "\x00\xff"],
 )
 def test_a_damaged_store_is_an_empty_one_that_says_so(text: str) -> None:
     store = CostStore.open("damaged", "d")
