@@ -40,6 +40,7 @@ class ExportConfig:
         family: Family of a model file, where it cannot be inferred.
         weights: Checkpoint to load into a named architecture.
         shape: Height and width of the image that an ONNX network is to take, such as `480x640`.
+        preprocess: How photos become the input, in words of `edgeq.preprocessing`, where the file does not tell.
         format: Artifact format, or `auto` for the target's first.
         bits: Widths of weights and activations, or `mixed` for the best ones within `budget_kb`.
         budget_kb: Largest size of the model file in kB (1000 bytes).
@@ -78,6 +79,7 @@ class ExportConfig:
     family: str | None = None
     weights: Path | None = None
     shape: str | None = None
+    preprocess: str | None = None
     format: str = "auto"
     bits: str = "w8a8"
     budget_kb: float | None = None

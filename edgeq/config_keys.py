@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from edgeq.errors import unknown_name
+from edgeq.preprocessing import WORDS, changes_of
 
 FORMATS = ("auto", "tflite", "openvino", "onnx", "c")
 SUFFIXES = MappingProxyType({".tflite": "tflite", ".xml": "openvino", ".onnx": "onnx", ".intgraph": "c"})
@@ -192,6 +193,12 @@ def _shape(value: object) -> str:
     return f"{sides[1]}x{sides[2]}"
 
 
+def _preprocess(value: object) -> str:
+    words = _text(value)
+    changes_of(words)
+    return words
+
+
 def _patches(value: object) -> str:
     text = _text(value)
     if text not in ("auto", "none") and not (text.isascii() and text.isdigit() and 2 <= int(text) <= 256):
@@ -223,6 +230,13 @@ _TABLE = (
         "HEIGHTxWIDTH",
         '"480x640"',
         _shape,
+    ),
+    Key(
+        "preprocess",
+        "how photos become the input, where the file does not tell",
+        f"words of {WORDS}",
+        '"half,squash"',
+        _preprocess,
     ),
     Key("format", "artifact format", "a format", '"auto"', _name("format", FORMATS)),
     Key("bits", "widths of weights and activations", "a width", '"w8a8"', _name("bits", BITS)),

@@ -171,7 +171,7 @@ def resolve(config: ExportConfig) -> tuple[Target, Exporter, ModelAdapter | Comp
         raise UsageError(message, code="EQ-U923", place="--patches", hint=hint)
     if config.scheme != "auto":
         exporter.config(config.scheme, Precision(*split_bits(config.bits)))
-    model = load_any(parse_model(config.model, config.family, config.weights, config.shape))
+    model = load_any(parse_model(config.model, config.family, config.weights, config.shape, config.preprocess))
     if isinstance(model, Composite):
         require_simple(config, model)
     return target, exporter, model
@@ -211,6 +211,8 @@ def prepare(config: ExportConfig, scratch: Path, stages: Stages, calibration: Se
         collected = collect_samples(config, list(parts.values()), calibration)
         samples = dict(zip(parts, collected, strict=True))
         _tell_copies(collected[0].copies, stages.progress)
+        if any(adapter.loaded.assumed for adapter in parts.values()):
+            stages.progress.say("photos are prepared as for ImageNet, which the file does not tell; else: --preprocess")
         labelled = open_labelled(config, next(iter(samples.values())))
     sessions = {}
     for name, adapter in parts.items():

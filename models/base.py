@@ -17,6 +17,7 @@ from edgeq.data import Role, Source
 from edgeq.errors import ModelError, UsageError, unknown_name
 from edgeq.metrics import RESAMPLES, mean_score
 from edgeq.models import FAMILIES, MODELS
+from edgeq.preprocessing import stated
 from edgeq.spec import Preprocess
 
 Networks: TypeAlias = Mapping[str, Callable[..., Sequence[Any]]]
@@ -24,6 +25,9 @@ Networks: TypeAlias = Mapping[str, Callable[..., Sequence[Any]]]
 
 FILE_SUFFIXES = (".onnx", ".pt", ".pth", ".safetensors", ".pt2")
 
+
+PREPARED = ("vit", "cnn", "depth")
+"""Families of which `--preprocess` says how an image becomes the input."""
 
 FLOOR_DB = 20.0
 
@@ -37,12 +41,14 @@ class ModelRequest:
         variant: Architecture name, empty for a file that carries its own.
         path: Model or checkpoint file; None when the weights ship with edgeq.
         shape: Height and width of the image that an ONNX file is to be read for.
+        preprocess: How images become the input, in words of `edgeq.preprocessing`; None for what is known or assumed.
     """
 
     family: str
     variant: str
     path: Path | None
     shape: tuple[int, int] | None = None
+    preprocess: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class LoadedModel:
         schemes: Schemes that `--scheme auto` tries, None for all that the target allows.
         least_weight_bits: Width that its weights keep where fewer are asked of the whole model.
         floor_db: Least median fidelity to float, in dB, of an artifact that may ship.
+        assumed: Whether `preprocess` is what most networks want, since the file does not tell.
         float_ops: Operations, by name or glob, that stay float in schemes with calibrated activations,
             unless `--keep-float` is `none` or names others.
     """
@@ -90,6 +97,13 @@ class LoadedModel:
     least_weight_bits: int = 4
     floor_db: float = FLOOR_DB
     float_ops: tuple[str, ...] = ()
+    assumed: bool = False
+
+    def as_stated(self, words: str | None) -> LoadedModel:
+        """The same with its input prepared as the user says, in words of `edgeq.preprocessing`."""
+        if words is None or self.preprocess is None:
+            return self
+        return replace(self, preprocess=stated(self.preprocess, words), assumed=False)
 
 
 @dataclass(frozen=True)
@@ -250,7 +264,13 @@ def judge_sample(model: ModelAdapter | Composite, networks: Networks, sample: An
     return model.judge(networks[""](*model.inputs(sample)), sample, label)
 
 
-def parse_model(name: str, family: str | None, weights: Path | None, shape: str | None = None) -> ModelRequest:
+def parse_model(
+    name: str,
+    family: str | None,
+    weights: Path | None,
+    shape: str | None = None,
+    preprocess: str | None = None,
+) -> ModelRequest:
     """Turn the command line's MODEL into a request.
 
     Args:
@@ -258,12 +278,21 @@ def parse_model(name: str, family: str | None, weights: Path | None, shape: str 
         family: The `--family` option.
         weights: The `--weights` option.
         shape: The `--shape` option, `HEIGHTxWIDTH`.
+        preprocess: The `--preprocess` option.
 
     Raises:
-        UsageError: Unknown name or family, a family that cannot be inferred, or a shape for what has one.
+        UsageError: Unknown name or family, a family that cannot be inferred, a shape for what has one, or preprocessing
+            for a family that has its own.
         ModelError: The file does not exist.
     """
-    request = _named(name, family, weights)
+    request = replace(_named(name, family, weights), preprocess=preprocess)
+    if preprocess is not None and request.family not in PREPARED:
+        raise UsageError(
+            f"the family {request.family} prepares its input in its own way",
+            code="EQ-U019",
+            place="--preprocess",
+            hint=f"leave --preprocess out; it is for the families {', '.join(PREPARED)}",
+        )
     if shape is None:
         return request
     if request.path is None or request.path.suffix.lower() != ".onnx":

@@ -101,10 +101,24 @@ def load_depth(request: ModelRequest) -> DepthAdapter:
     variant names another kind of `edgeq.depthmap.KINDS`.
 
     Raises:
-        UsageError: Unknown name, or no weights.
+        UsageError: Unknown name, no weights, or a crop of what should be seen as a whole.
         ModelError: The file cannot be used, or puts out no map.
         MissingError: The architecture needs timm, an ONNX file onnx and onnxruntime.
     """
+    adapter = _load(request)
+    loaded = adapter.loaded.as_stated(request.preprocess)
+    before, after = adapter.loaded.preprocess, loaded.preprocess
+    if before and after and before.resize != after.resize:
+        raise UsageError(
+            "a depth network takes the whole picture, which its map is resized to",
+            code="EQ-U802",
+            place="--preprocess",
+            hint="leave crop out of --preprocess",
+        )
+    return DepthAdapter(loaded, adapter.sample_file)
+
+
+def _load(request: ModelRequest) -> DepthAdapter:
     if request.variant == NANO:
         return _load_nano(request)
     if request.variant in ARCHITECTURES:
@@ -195,6 +209,7 @@ def _load_onnx(path: Path, kind: str, shape: tuple[int, int] | None) -> DepthAda
         source=path.name,
         import_error=error,
         network=network_kind(imported.graph),
+        assumed=True,
         **_common(kind),
     )
     return DepthAdapter(loaded)

@@ -70,6 +70,11 @@ def load_vit(request: ModelRequest) -> VitAdapter:
         ModelError: The file cannot be used.
         MissingError: The architecture needs timm.
     """
+    adapter = _load(request)
+    return VitAdapter(adapter.loaded.as_stated(request.preprocess), adapter.sample_file)
+
+
+def _load(request: ModelRequest) -> VitAdapter:
     if request.variant in REFERENCE:
         return _load_reference(request)
     if request.variant:
@@ -187,6 +192,7 @@ def _load_onnx(path: Path, family: str, shape: tuple[int, int] | None) -> VitAda
         source=path.name,
         import_error=error,
         network=network_kind(imported.graph),
+        assumed=True,
     )
     return VitAdapter(loaded)
 

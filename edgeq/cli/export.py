@@ -17,6 +17,7 @@ from edgeq.cli.options import Settings, command
 from edgeq.config import render_sources
 from edgeq.config_keys import BITS, FORMATS, PEERS, SELECTIONS
 from edgeq.devices import get_target
+from edgeq.preprocessing import WORDS
 
 if TYPE_CHECKING:
     from edgeq.candidate import Candidate
@@ -41,6 +42,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit, cnn, yolo.")
 @click.option("--weights", type=_PATH, metavar="FILE", help="Checkpoint of a named architecture (.safetensors, .pth).")
 @click.option("--shape", metavar="HxW", help="Height and width of the image that an ONNX network is to take.")
+@click.option("--preprocess", metavar="WORDS", help=f"How photos become the input: {WORDS}.")
 @click.option(
     "--calib", type=_PATH, metavar="PATH", help="Photos like those the device will see; a quarter is held out."
 )

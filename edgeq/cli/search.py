@@ -16,6 +16,7 @@ from edgeq.cli.options import Settings, command
 from edgeq.config_keys import FORMATS
 from edgeq.devices import get_target
 from edgeq.errors import UsageError
+from edgeq.preprocessing import WORDS
 
 if TYPE_CHECKING:
     from edgeq.search.problem import Budgets
@@ -48,6 +49,7 @@ _COSTS = ("ms", "instructions", "ratio")
 @click.option("--family", metavar="NAME", help="Model family of a file that does not say: vit, cnn, yolo.")
 @click.option("--weights", type=_PATH, metavar="FILE", help="Checkpoint of a named architecture.")
 @click.option("--shape", metavar="HxW", help="Height and width of the image that an ONNX network is to take.")
+@click.option("--preprocess", metavar="WORDS", help=f"How photos become the input: {WORDS}.")
 @click.option("--calib", type=_PATH, metavar="PATH", help="Samples like those the device will see.")
 @click.option("--samples", type=int, metavar="N", help="Calibration samples at most (default 128).")
 @click.option("--data", type=_PATH, metavar="PATH", help="Labelled data for the task metric.")
