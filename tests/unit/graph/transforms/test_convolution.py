@@ -17,7 +17,7 @@ from edgeq.graph.bounds import bounds_of
 from edgeq.graph.capture import capture
 from edgeq.graph.legalize import Legalized, legalize, observed
 from edgeq.graph.rewrite import aten, calls, constant_of
-from edgeq.graph.transforms.convolution import SATURATED, balance_swish, fit_convolution, swish_tensors
+from edgeq.graph.transforms.convolution import SATURATED, balance_channels, fit_convolution, uneven_tensors
 from edgeq.metrics import sqnr_db
 from edgeq.quant.calibrator import calibrate
 from edgeq.recipe import place_scheme
@@ -89,11 +89,11 @@ def test_balancing_keeps_the_function(seed: int) -> None:
     fitted, applied = fit_convolution(graph, lambda: iter([(x,)]))
     for before, after in zip(graph(x), fitted(x), strict=True):
         assert relative(before, after) < 5e-5
-    assert applied[0].sites == 4, "stem, depthwise, left, right"
+    assert applied[0].sites == 5, "stem, depthwise, left, right, grouped"
     reasons = " ".join(s.reason for s in applied[0].skipped)
-    assert len(applied[0].skipped) == 2 and "relu" in reasons and "add" in reasons
+    assert len(applied[0].skipped) == 1 and "add" in reasons
     factors = [v for n in calls(fitted, aten.mul.Tensor) if (v := constant_of(fitted, n.args[1])) is not None]
-    assert len(factors) == 4
+    assert len(factors) == 5
     for factor in factors:
         assert torch.equal((255 * factor).round() / 255, factor), "an 8-bit grid holds it exactly"
         assert 0 < float(factor.min()) < 0.2 and float(factor.max()) == 1
@@ -130,7 +130,7 @@ def test_channels_that_are_put_out_keep_their_scale() -> None:
 
 def test_no_value_that_counts_leaves_the_bounds() -> None:
     graph, x = detector(1)
-    axes = swish_tensors(graph)
+    axes = uneven_tensors(graph)
     fitted, _ = fit_convolution(graph, lambda: iter([(x,)]))
     seen: dict[str, Tensor] = {}
 
@@ -153,7 +153,8 @@ def test_no_value_that_counts_leaves_the_bounds() -> None:
         assert float(seen[gate.name][below].max() if below.any() else -SATURATED) <= -SATURATED * (1 - 1e-5)
 
 
-def test_quiet_channels_get_codes() -> None:
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.ReLU(), nn.Identity()], ids=["silu", "relu", "none"])
+def test_quiet_channels_get_codes(activation: nn.Module) -> None:
     torch.manual_seed(2)
     first, second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=8)
     loudness = torch.logspace(-1.5, 1.5, 8).reshape(-1, 1, 1, 1)
@@ -161,7 +162,7 @@ def test_quiet_channels_get_codes() -> None:
         first.weight *= loudness
         second.weight.copy_(1 / loudness)
     x = torch.randn(1, 3, 16, 16)
-    graph = get_exporter("tflite").prepare(capture(nn.Sequential(first, nn.SiLU(), second).eval(), (x,)))
+    graph = get_exporter("tflite").prepare(capture(nn.Sequential(first, activation, second).eval(), (x,)))
     fitted, _ = fit_convolution(graph, lambda: iter([(x,)]))
     truth, before, after = (
         g(x)[0].detach().numpy() for g in (graph, quantized(graph, x).simulation, quantized(fitted, x).simulation)
@@ -182,15 +183,79 @@ def test_the_file_computes_what_the_simulation_says(tmp_path: Path) -> None:
         assert sqnr_db(simulated.detach().numpy(), found) > 30, "a code here and there"
 
 
-def test_nothing_to_balance_is_the_graph_itself() -> None:
-    graph = capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), (torch.randn(1, 3, 6, 6),))
-    assert fit_convolution(graph, lambda: iter(())) == (graph, ())
+class Plain(nn.Module):
+    """ReLUs, a linear bottleneck, a residual sum and a classifier; with `even` all channels reach alike."""
+
+    def __init__(self, *, even: bool) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.narrow, self.wide, self.back = nn.Conv2d(12, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+        self.head = nn.Linear(8, 5)
+        with torch.no_grad():
+            for layer in (self.stem, self.deep, self.narrow, self.wide, self.back):
+                bare = layer.weight.abs().sum((1, 2, 3), keepdim=True)
+                layer.weight /= bare
+                if not even:
+                    layer.weight *= torch.logspace(-2.0, 0.5, layer.out_channels).reshape(-1, 1, 1, 1)
+                assert layer.bias is not None
+                layer.bias.fill_(1e-4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.narrow(torch.relu(self.deep(torch.relu(self.stem(x)))))
+        x = x + self.back(torch.relu(self.wide(x)))
+        found: Tensor = self.head(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+        return found
+
+
+def plain(*, even: bool) -> tuple[fx.GraphModule, Tensor]:
+    torch.manual_seed(5)
+    model, x = Plain(even=even).eval(), torch.randn(1, 3, 16, 16)
+    return get_exporter("tflite").prepare(capture(model, (x,))), x
+
+
+def test_channels_around_relu_are_evened_out_for_nothing() -> None:
+    graph, x = plain(even=False)
+    fitted, (applied,) = fit_convolution(graph, lambda: iter([(x,)]))
+    assert applied.sites == 5 and not applied.skipped
+    assert relative(graph(x)[0], fitted(x)[0]) < 2e-5
+    assert [n.target for n in graph.graph.nodes if n.op == "call_function"] == [
+        n.target for n in fitted.graph.nodes if n.op == "call_function"
+    ], "no operation more"
+
+
+def test_what_is_added_shares_its_factors() -> None:
+    graph, x = plain(even=False)
+    fitted, _ = fit_convolution(graph, lambda: iter([(x,)]))
+    biases = [{n.name: constant_of(g, n.args[2]) for n in calls(g, aten.conv2d.default)} for g in (graph, fitted)]
+    ratios = []
+    for name in ("narrow", "back"):  # the outputs of both go into one sum
+        before, after = (found[name] for found in biases)
+        assert before is not None and after is not None
+        ratios.append(after / before)
+    torch.testing.assert_close(*ratios)
+    assert float(ratios[0].max()) > 5 and float(ratios[0].min()) == 1
+
+
+def test_even_channels_and_nothing_to_balance_are_the_graph_itself() -> None:
+    graph, x = plain(even=True)
+    assert fit_convolution(graph, lambda: iter([(x,)])) == (graph, ())
+    flat = capture(nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval(), (torch.randn(1, 3),))
+    assert fit_convolution(flat, lambda: iter(())) == (flat, ())
+
+
+def test_a_clip_stops_scales() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight *= torch.logspace(-2, 0.5, 8).reshape(-1, 1, 1, 1)  # type: ignore[operator]
+    x = torch.randn(1, 3, 6, 6)
+    graph = capture(model, (x,))
+    assert fit_convolution(graph, lambda: iter([(x,)])) == (graph, ())
 
 
 def test_without_statistics_a_layer_is_left_alone() -> None:
     graph, x = detector(0)
     expected = graph(x)[0]
-    report = balance_swish(graph, {})
+    report = balance_channels(graph, {})
     assert report.sites == () and len(report.skipped) == 6
     assert torch.equal(graph(x)[0], expected)
 
