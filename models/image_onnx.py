@@ -16,6 +16,7 @@ from edgeq.graph.rewrite import shape_of
 
 IMAGE_AXES = 4
 STIFF = "EQ-M116"
+UNFIT = "EQ-M113"  # an operation that cannot be imported as it is, among others for its shapes
 
 Usual = Callable[[Mapping[str, str]], "tuple[int, int] | None"]
 """Height and width by the notes of a file; None where they do not tell."""
@@ -47,8 +48,7 @@ def import_image_network(
         if imported.resized:
             _check_follows(imported, path, _numbers(sizes))
     except ModelError as error:
-        fixed = wanted and any(n not in (None, w) for n, w in zip(_numbers(sizes), wanted, strict=True))
-        if not fixed or error.code == STIFF:
+        if error.code != UNFIT or wanted is None or not _replaces(_numbers(sizes), wanted):
             raise
         message = f"{path.name} is for {list(sizes)}, and not all of it follows to {wanted}: {error.message}"
         hint = "leave --shape out, or export the model for this size" if shape else "export the model for a batch of 1"
@@ -67,6 +67,11 @@ def import_image_network(
 def _numbers(sizes: Sizes) -> tuple[int | None, ...]:
     """Sizes, None for what is left open."""
     return tuple(n if isinstance(n, int) else None for n in sizes)
+
+
+def _replaces(sizes: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a shape has another size than the file fixes."""
+    return len(sizes) == len(wanted) and any(n not in (None, w) for n, w in zip(sizes, wanted, strict=True))
 
 
 def _wanted(sizes: Sizes, sides: tuple[int, int] | None) -> tuple[int, ...] | None:

@@ -115,6 +115,15 @@ def test_what_does_not_follow_is_refused(
     assert hint in caught.value.hint and "stiff.onnx" in caught.value.message
 
 
+def test_other_faults_keep_their_names(tmp_path: Path) -> None:
+    unknown: Step = ("Det", ["map"], ["scores"])
+    for shape, wished in (([10, 3, 8, 8], None), ([1, 3, 8, 8], "16x16"), ([4, 8], "16x16")):
+        path = network(tmp_path / "unknown.onnx", shape, unknown, sizes=[1, 4])  # type: ignore[arg-type]
+        with pytest.raises(EdgeqError) as caught:
+            load_model(request(path, wished))
+        assert caught.value.code in ("EQ-M114", "EQ-M110"), caught.value
+
+
 def test_channels_are_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(EdgeqError) as caught:
         load_model(request(network(tmp_path / "grey.onnx", [1, 1, 8, 8], POOL, FLATTEN), "16x16"))
